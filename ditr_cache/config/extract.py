@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of stage one. Defaults are the official recipe where it has one; `configs/extract/` holds the data sets' own."""
+"""Settings of stage one. Defaults are the official recipe; `configs/extract/` holds what differs between data sets."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ def load_config(model: type[M], layers: Iterable[Mapping[str, Any]], overrides: 
         ]
         kind = model.__name__.removesuffix("Config").lower()
         raise ConfigError(
-            "these settings are not valid:\n" + "\n".join(lines), hint=f"See them all with: ditr-cache config show {kind}"
+            "these settings are not valid:\n" + "\n".join(lines),
+            hint=f"See them all with: ditr-cache config show {kind}",
         ) from error
 
 
@@ -105,7 +106,9 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(part.isidentifier() for part in key.split(".")):
-        raise ConfigError("an override reads section.key=value", where=text, hint="For example: -s images.size=[420,560]")
+        raise ConfigError(
+            "an override reads section.key=value", where=text, hint="For example: -s images.size=[420,560]"
+        )
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One committed block, open for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditr_cache.errors import MetadataError
+from ditr_cache.store.layout import POINT_ARRAYS
+from ditr_cache.store.manifest import Receipt
+from ditr_cache.store.objects import ArrayReader
+from ditr_cache.types import PointCloud
+
+__all__ = ["BlockReader"]
+
+
+class BlockReader:
+    """Views and samples of one block. Thread-safe; holds a file descriptor an array that was used."""
+
+    def __init__(self, root: Path, receipt: Receipt) -> None:
+        self.receipt = receipt
+        self._root = root
+        self._arrays: dict[str, ArrayReader] = {}
+        self._view_of = self._index_views()
+
+    def array(self, name: str) -> ArrayReader:
+        """Reader of one array."""
+        if name not in self._arrays:
+            entry = self.receipt.arrays[name]
+            self._arrays[name] = ArrayReader(self._root, f"{self.receipt.folder}/{name}", name, entry)
+        return self._arrays[name]
+
+    def close(self) -> None:
+        """Release all files."""
+        for reader in self._arrays.values():
+            reader.close()
+        self._arrays = {}
+
+    @cached_property
+    def view_rows(self) -> NDArray[np.int64]:
+        """`[V, 2]` start and stop of every view's rows, checked against R."""
+        return self._ranges("view_rows", self.receipt.arrays["features"].shape[0])
+
+    @cached_property
+    def view_hits(self) -> NDArray[np.int64]:
+        """`[V, 2]` start and stop of every view's hits, checked against H."""
+        return self._ranges("view_hits", self.receipt.arrays["hit_step"].shape[0])
+
+    @cached_property
+    def sample_points(self) -> NDArray[np.int64]:
+        """`[S, 2]` start and stop of every sample's points."""
+        return self._ranges("sample_points", None)
+
+    @cached_property
+    def affine(self) -> NDArray[np.float32] | None:
+        """`[V, 2, D]` of an int8 store."""
+        return self.array("affine").read_all() if "affine" in self.receipt.arrays else None
+
+    def variants(self, sample: int) -> tuple[int, ...]:
+        """The `view_variant` values that a sample has, ascending."""
+        return tuple(sorted({v for s, _, v in self._view_of if s == sample}))
+
+    def has_view(self, sample: int, base: int, variant: int) -> bool:
+        """Whether there is such a view."""
+        return (sample, base, variant) in self._view_of
+
+    def view(self, sample: int, base: int, variant: int) -> int:
+        """Row of the view tables for a base view and variant.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        return self._view_of[sample, base, variant]
+
+    def read_rows(self, views: Sequence[int], *, check: bool = True) -> NDArray[Any]:
+        """Feature rows of `views`, one after the other, without padding: `[P, D]`; one `preadv` a view."""
+        ranges = self.view_rows[list(views)]
+        features = self.array("features")
+        lengths = ranges[:, 1] - ranges[:, 0]
+        out_PD = np.empty((int(lengths.sum()), *features.tail), features.dtype)
+        at = 0
+        for start, n in zip(ranges[:, 0].tolist(), lengths.tolist(), strict=True):
+            features.read_into(out_PD[at : at + n], start, check=check)
+            at += n
+        return out_PD
+
+    def read_row_patch(self, view: int) -> NDArray[np.uint16]:
+        """`[R]` raster indices of one view's rows."""
+        return self.array("row_patch").read(*self.view_rows[view].tolist())
+
+    def read_hits(self, view: int, points: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """One view's hits: points `[H]` ascending (int64, ready to index with), rows of the view `[H]`.
+
+        Args:
+            view: Row of the view tables.
+            points: N of the sample.
+
+        Raises:
+            MetadataError: If a hit names a point or a row that does not exist.
+        """
+        start, stop = self.view_hits[view].tolist()
+        step_H = self.array("hit_step").read(start, stop)
+        row_H = self.array("hit_row").read(start, stop)
+        point_H = np.cumsum(step_H, dtype=np.int64)
+        if len(step_H):
+            first, last = self.view_rows[view].tolist()
+            ascending = step_H[0] >= 0 and (len(step_H) == 1 or int(step_H[1:].min()) > 0)
+            if not ascending or point_H[-1] >= points or int(row_H.max()) >= last - first:
+                raise MetadataError("hits point outside their sample or view", where=self.receipt.folder)
+        return point_H, row_H
+
+    def read_points(self, sample: int) -> PointCloud | None:
+        """A sample's points; None where the store leaves them out."""
+        if "coord" not in self.receipt.arrays:
+            return None
+        start, stop = self.sample_points[sample].tolist()
+        columns = {
+            name: self.array(name).read(start, stop)
+            for name in self.receipt.arrays
+            if name in POINT_ARRAYS or name.startswith("segment")
+        }
+        segments = {name: columns.pop(name) for name in list(columns) if name.startswith("segment")}
+        origin = self.array("origin").read(sample, sample + 1)[0]
+        return PointCloud(origin=origin, segments=segments, **columns)
+
+    def _ranges(self, name: str, limit: int | None) -> NDArray[np.int64]:
+        ranges = self.array(name).read_all()
+        if limit is None:
+            limit = sum(s.points for s in self.receipt.samples)
+        before = np.concatenate([[0], ranges[:-1, 1]]) if len(ranges) else np.zeros(0, np.int64)
+        if (ranges[:, 0] < before).any() or (ranges[:, 1] < ranges[:, 0]).any() or (ranges > limit).any():
+            raise MetadataError(f"{name} is not a list of ascending ranges below {limit}", where=self.receipt.folder)
+        return ranges
+
+    def _index_views(self) -> dict[tuple[int, int, int], int]:
+        tables = [self.array(n).read_all().tolist() for n in ("view_sample", "view_index", "view_variant")]
+        found: dict[tuple[int, int, int], int] = {}
+        for view, key in enumerate(zip(*tables, strict=True)):
+            sample, base, variant = key
+            if not (0 <= sample < len(self.receipt.samples) and 0 <= base < len(self.receipt.samples[sample].views)):
+                raise MetadataError("a view belongs to no sample", where=self.receipt.folder)
+            if variant < 0 or key in found:
+                raise MetadataError("a view is listed twice", where=self.receipt.folder)
+            found[key] = view
+        return found

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`open_store`: the public way to read a store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ditr_cache.errors import ConfigError, CorruptStoreError, MetadataError, SampleNotFoundError, StoreNotFoundError
+from ditr_cache.store.block_reader import BlockReader
+from ditr_cache.store.choose import Draw, draw_views, serve
+from ditr_cache.store.manifest import Manifest, Receipt, SampleEntry, parse
+from ditr_cache.store.objects import open_inside
+from ditr_cache.types import FactoredFeatures, PointFeatures
+
+__all__ = ["FeatureStore", "SampleInfo", "open_store", "read_manifest"]
+
+_OPEN_BLOCKS = 64
+_MANIFEST_NAME = re.compile(r"manifest-([0-9a-f]{64})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleInfo:
+    """What the manifest says of a sample."""
+
+    id: str
+    split: str
+    points: int
+    """N."""
+    view_names: tuple[str, ...]
+    """Its base views, in recording order; `views=` and `PointFeatures.view` index this."""
+    coord_sha256: str
+    """sha256 of the coordinates as stored (float32 bytes, then origin)."""
+    coord_sha256_sorted: str
+    """The same with the rows sorted: equal for a permuted copy."""
+    block: str
+
+
+def open_store(path_or_url: str | os.PathLike[str]) -> FeatureStore:
+    """Open a store for reading.
+
+    Args:
+        path_or_url: Folder of the store, or a `file://` URL.
+
+    Raises:
+        StoreNotFoundError: If there is no store, or none of its blocks has been finalised.
+        MetadataError: If its manifest is damaged, unsafe or of a newer format.
+        ConfigError: If the URL is of a kind that this version cannot read.
+    """
+    text = os.fspath(path_or_url)
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        if scheme != "file":
+            raise ConfigError(
+                f"this version reads stores from folders, not from {scheme}:// URLs",
+                hint="Mount or copy the store, and give its folder.",
+            )
+        text = rest
+    root = Path(text)
+    return FeatureStore(root, *read_manifest(root))
+
+
+def read_manifest(root: Path) -> tuple[Manifest, str]:
+    """The current manifest and its sha256.
+
+    Raises:
+        StoreNotFoundError: If there is no store, or nothing in it yet.
+        CorruptStoreError: If the manifest is missing or its bytes are not those of its name.
+        MetadataError: If it is not a valid manifest.
+    """
+    try:
+        name = (root / "LATEST").read_bytes().decode("ascii").strip()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (root / "zarr.json").is_file():
+            raise StoreNotFoundError(
+                "nothing has been finalised here yet", where=root, hint=f"Do it with: ditr-cache finalize {root}"
+            ) from error
+        raise StoreNotFoundError(
+            "no store here", where=root, hint="Make one with: ditr-cache extract SOURCE STORE"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise MetadataError("does not name a manifest", where=root / "LATEST") from error
+    match = _MANIFEST_NAME.fullmatch(name)
+    if match is None:
+        raise MetadataError("does not name a manifest", where=root / "LATEST")
+    with os.fdopen(open_inside(root, name), "rb") as file:
+        data = file.read()
+    if hashlib.sha256(data).hexdigest() != match[1]:
+        raise CorruptStoreError(
+            "the manifest is damaged (sha256)", where=root / name, hint=f"Write it again: ditr-cache finalize {root}"
+        )
+    return parse(Manifest, data, str(root / name)), match[1]
+
+
+class _Samples(Mapping[str, SampleInfo]):
+    """Sample id -> info, in the order of blocks and samples."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._found: dict[str, tuple[Receipt, int, SampleEntry]] = {
+            sample.id: (receipt, i, sample)
+            for receipt in manifest.blocks.values()
+            for i, sample in enumerate(receipt.samples)
+        }
+
+    def __getitem__(self, key: str) -> SampleInfo:
+        receipt, _, s = self._found[key]
+        return SampleInfo(s.id, s.split, s.points, s.views, s.coord_sha256, s.coord_sha256_sorted, receipt.block)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def locate(self, sample_id: str) -> tuple[Receipt, int]:
+        """Receipt of a sample's block, and its position there."""
+        if sample_id not in self._found:
+            some = ", ".join(list(self._found)[:3]) or "none"
+            raise SampleNotFoundError(
+                f"no sample {sample_id!r}", hint=f"The store has {len(self._found)}: {some}{', ...' * (len(self) > 3)}"
+            )
+        receipt, position, _ = self._found[sample_id]
+        return receipt, position
+
+
+class FeatureStore:
+    """A store, as its manifest describes it. Cheap to open and to pickle; files open lazily, once a process."""
+
+    def __init__(self, root: Path, manifest: Manifest, version: str) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.version = version
+        """sha256 of the manifest: names this exact state of the store."""
+        self.samples = _Samples(manifest)
+        """Mapping of sample id to `SampleInfo`."""
+        self._blocks: OrderedDict[str, BlockReader] = OrderedDict()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The settings that decide what the features are."""
+        return self.manifest.identity
+
+    @property
+    def provenance(self) -> Mapping[str, Mapping[str, Any]]:
+        """By block: versions, device, times and the measured int8 error. Recorded, never compared."""
+        return {
+            block: {**receipt.provenance, "int8_cosine_error_p99": receipt.int8_cosine_error_p99}
+            for block, receipt in self.manifest.blocks.items()
+        }
+
+    @property
+    def digest(self) -> str:
+        """Content digest: equal for stores of equal content, however they came about."""
+        return self.manifest.digest
+
+    @property
+    def class_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Class names by label set."""
+        return self.manifest.dataset.class_names
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (FeatureStore, (self.root, self.manifest, self.version))
+
+    def close(self) -> None:
+        """Release all files."""
+        with self._lock:
+            for block in self._blocks.values():
+                block.close()
+            self._blocks.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def variants(self, sample_id: str) -> tuple[int, ...]:
+        """The `view_variant` values of a sample: bit 0 = flipped, value >> 1 = colour-jitter draw."""
+        receipt, position = self.samples.locate(sample_id)
+        return self.block(receipt).variants(position)
+
+    def read(
+        self,
+        sample_id: str,
+        views: Sequence[int] | None = None,
+        count: int | None = None,
+        pick: Literal["random", "strided"] = "random",
+        variant: int | Literal["random"] = 0,
+        rule: Literal["random", "last", "first"] = "random",
+        seed: int | None = None,
+    ) -> PointFeatures:
+        """Draw views of a sample and give every point the feature of one that sees it.
+
+        Args:
+            sample_id: Key of `samples`.
+            views: Base views to draw from, in this order; None: all, in recording order.
+            count: How many of them; None, or more than there are: all.
+            pick: `random` draws without replacement and in random order, `strided` evenly as the official evaluation.
+            variant: Image variant of the drawn views; `random` draws one for each.
+            rule: Which drawn view serves a point: `random` one (the paper), the `last` or the `first` of the order in
+                which they were given or drawn (`last` is the official code).
+            seed: The same seed gives the same draw in every version.
+
+        Returns:
+            Rows of the drawn views and the index of each point's row among them.
+
+        Raises:
+            SampleNotFoundError: If there is no such sample.
+            ConfigError: If a view, variant or option does not exist.
+            CorruptStoreError: If stored bytes are missing or damaged.
+        """
+        receipt, position = self.samples.locate(sample_id)
+        entry, block = receipt.samples[position], self.block(receipt)
+        draw = Draw(seed)
+        base = draw_views(self._check_views(entry, views), count, pick, draw)
+        tables = [self._table(block, position, entry, v, variant, draw) for v in base]
+
+        hits, offset = [], 0
+        lengths = (block.view_rows[tables, 1] - block.view_rows[tables, 0]).tolist() if tables else []
+        for table, n in zip(tables, lengths, strict=True):
+            point_H, row_H = block.read_hits(table, entry.points)
+            hits.append((point_H, row_H.astype(np.int32) + np.int32(offset)))
+            offset += n
+        index_N = serve(entry.points, hits, rule, draw)
+
+        # one entry more than there are rows, so that index -1 finds the -1 of an unseen point
+        view_P, patch_P = np.full((2, offset + 1), -1, np.int32)
+        view_P[:-1] = np.repeat(np.array(base, np.int32), lengths)
+        row_patch = [block.read_row_patch(t) for t in tables]
+        patch_P[:-1] = np.concatenate([np.zeros(0, np.uint16), *row_patch])
+        affine, row_view = None, None
+        if block.affine is not None:
+            affine = block.affine[tables]
+            row_view = np.repeat(np.arange(len(tables), dtype=np.int32), lengths)
+        features = FactoredFeatures(block.read_rows(tables), index_N, affine, row_view)
+        return PointFeatures(features, view_P[index_N], patch_P[index_N], block.read_points(position))
+
+    def block(self, receipt: Receipt) -> BlockReader:
+        """The open block, from a small cache that a forked process does not inherit."""
+        with self._lock:
+            if self._pid != os.getpid():
+                self._blocks, self._pid = OrderedDict(), os.getpid()
+            block = self._blocks.get(receipt.block)
+            if block is None:
+                block = self._blocks[receipt.block] = BlockReader(self.root, receipt)
+                if len(self._blocks) > _OPEN_BLOCKS:
+                    self._blocks.popitem(last=False)
+            self._blocks.move_to_end(receipt.block)
+            return block
+
+    @staticmethod
+    def _check_views(entry: SampleEntry, views: Sequence[int] | None) -> list[int]:
+        n = len(entry.views)
+        if views is None:
+            return list(range(n))
+        bad = [v for v in views if not 0 <= v < n]
+        if bad:
+            raise ConfigError(f"view {bad[0]} of {n}", where=entry.id)
+        return list(views)
+
+    @staticmethod
+    def _table(block: BlockReader, position: int, entry: SampleEntry, base: int, variant: int | str, draw: Draw) -> int:
+        have = block.variants(position)
+        if variant == "random":
+            # a variant can be missing for one view if its features were not finite
+            here = [v for v in have if block.has_view(position, base, v)]
+            return block.view(position, base, here[draw.below(len(here))])
+        if not isinstance(variant, int) or not block.has_view(position, base, variant):
+            raise ConfigError(
+                f"variant {variant!r} of view {entry.views[base]}; the sample has {list(have)}", where=entry.id
+            )
+        return block.view(position, base, variant)

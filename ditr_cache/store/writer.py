@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commit protocol: any number of writers and finalisers on one store, killed at any moment, lose nothing.
+
+A block is written under a never-reused name; creating its receipt, exclusively, is the commit. The manifest is computed
+from plans and receipts, and LATEST names it. See docs/design/002-commit-protocol.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ditr_cache.config import canonical_json
+from ditr_cache.errors import IdentityMismatchError, MetadataError, StoreError, StoreNotFoundError
+from ditr_cache.store.block import BlockSettings, BlockWriter
+from ditr_cache.store.card import store_card
+from ditr_cache.store.filesystem import Filesystem
+from ditr_cache.store.layout import FORMAT_VERSION, block_file_name, group_document, is_block_folder
+from ditr_cache.store.manifest import Manifest, Plan, Receipt, build_manifest, parse
+
+__all__ = ["StoreWriter", "identity_difference", "read_identity", "root_document"]
+
+ORPHAN_AGE_S = 24 * 3600
+"""How old a block without any receipt must be before it counts as abandoned."""
+
+
+def root_document(identity: Mapping[str, Any]) -> bytes:
+    """The store's own `zarr.json`."""
+    attributes = {"ditr_cache": {"format_version": FORMAT_VERSION, "identity": dict(identity)}}
+    return json.dumps(group_document(attributes), indent=2, sort_keys=True, allow_nan=False).encode()
+
+
+def read_identity(store: Path) -> dict[str, Any]:
+    """The identity in a store's root.
+
+    Raises:
+        StoreNotFoundError: If there is no store.
+        MetadataError: If the root is not that of a store of this format version.
+    """
+    where = store / "zarr.json"
+    try:
+        data = where.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreNotFoundError(
+            "no store here", where=store, hint="Make one with: ditr-cache extract SOURCE STORE"
+        ) from error
+    try:
+        attributes = json.loads(data)["attributes"]["ditr_cache"]
+        version, identity = attributes["format_version"], attributes["identity"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MetadataError("not the root of a ditr-cache store", where=where) from error
+    if version != FORMAT_VERSION or not isinstance(identity, dict):
+        raise MetadataError(
+            f"format version {version!r}, this program reads {FORMAT_VERSION}", where=where, hint="Upgrade ditr-cache."
+        )
+    return identity
+
+
+def identity_difference(have: Any, want: Any, path: str = "") -> list[str]:
+    """Lines `key: store has X, asked for Y` for everything in which two identities differ."""
+    if isinstance(have, Mapping) and isinstance(want, Mapping):
+        lines = []
+        for key in sorted(have.keys() | want.keys()):
+            lines += identity_difference(have.get(key), want.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    if have == want:
+        return []
+    return [f"{path}: the store has {json.dumps(have)}, asked for {json.dumps(want)}"]
+
+
+class StoreWriter:
+    """A store that is being filled.
+
+    Args:
+        path: Folder of the store.
+        fs: Durable operations.
+    """
+
+    def __init__(self, path: Path, fs: Filesystem | None = None) -> None:
+        self.path = path
+        self.identity = read_identity(path)
+        self._fs = fs or Filesystem()
+        self._active: set[str] = set()
+
+    @classmethod
+    def create(cls, path: Path, identity: Mapping[str, Any], fs: Filesystem | None = None) -> StoreWriter:
+        """Open a store of that identity, creating it if need be.
+
+        Raises:
+            IdentityMismatchError: If there is one of another identity; the message lists every difference.
+            StoreError: If the folder holds something else.
+        """
+        fs = fs or Filesystem()
+        if path.exists() and not path.is_dir():
+            raise StoreError("this is a file, a store is a folder", where=path)
+        if path.is_dir() and not (path / "zarr.json").exists():
+            others = [p.name for p in path.iterdir() if not _is_ours(p.name)]
+            if others:
+                raise StoreError(
+                    f"the folder is not empty and not a store (it holds {sorted(others)[0]})",
+                    where=path,
+                    hint="Name a new folder.",
+                )
+        for folder in ("plans", "blocks", "receipts", "failures"):
+            fs.make_folder(path / folder)
+        with fs.lock(path / ".lock"):
+            if not (path / "zarr.json").exists():
+                fs.create_exclusively(path / "zarr.json", root_document(identity))
+        writer = cls(path, fs)
+        plain = json.loads(canonical_json(identity))
+        if writer.identity != plain:
+            raise IdentityMismatchError(
+                "the store was made with other settings:\n  "
+                + "\n  ".join(identity_difference(writer.identity, plain)),
+                where=path,
+                hint="Ask for the store's settings, or name a new store.",
+            )
+        return writer
+
+    def add_plan(self, plan: Plan) -> None:
+        """Record what a run intends. The same plan twice is one plan."""
+        data = canonical_json(plan.model_dump(mode="json")).encode()
+        path = self.path / "plans" / f"{hashlib.sha256(data).hexdigest()}.json"
+        with self._fs.lock(self.path / ".lock"):
+            if not path.exists():
+                self._fs.create_exclusively(path, data)
+
+    def receipt(self, block: str) -> Receipt | None:
+        """The newest receipt of a block; None if it is not committed."""
+        name = block_file_name(block)
+        found = [p for p in (self.path / "receipts").glob("*.json") if p.name.rsplit(".", 2)[0] == name]
+        receipts = [self._read_receipt(path) for path in found]
+        return max(receipts, key=lambda r: r.generation, default=None)
+
+    def committed(self) -> set[str]:
+        """Ids of all committed blocks."""
+        return {receipt.block for receipt in self.receipts()}
+
+    def receipts(self) -> Iterator[Receipt]:
+        """All receipts, of every generation, in the order of their names."""
+        for path in sorted((self.path / "receipts").glob("[!.]*.json")):
+            yield self._read_receipt(path)
+
+    def start_block(self, block: str, settings: BlockSettings) -> BlockWriter:
+        """Begin a block under a fresh name."""
+        unique = uuid.uuid4().hex
+        folder = self.path / "blocks" / f"{block_file_name(block)}-{unique}"
+        self._active.add(folder.name)
+        return BlockWriter(folder, block, unique, settings, self._fs)
+
+    def commit(self, receipt: Receipt) -> bool:
+        """Make a finished block count. False if another writer was first; its block stands, ours is removed."""
+        name = f"{block_file_name(receipt.block)}.{receipt.generation}.json"
+        path = self.path / "receipts" / name
+        data = canonical_json(receipt.model_dump(mode="json")).encode()
+        try:
+            won = self._fs.create_exclusively(path, data)
+        except FileNotFoundError:
+            # a collector may take our temporary file only when the block has a receipt already
+            won = path.exists() and path.read_bytes() == data
+        self._active.discard(receipt.folder.removeprefix("blocks/"))
+        if not won:
+            self._fs.remove_tree(self.path / receipt.folder)
+        return won
+
+    def abandon(self, block: BlockWriter) -> None:
+        """Remove an unfinished block."""
+        self._active.discard(block.folder.name)
+        block.abort()
+
+    def fail(self, block: str, reason: str) -> None:
+        """Record why a block has no receipt. The next run tries it again."""
+        record = {"block": block, "reason": reason, "time": round(time.time())}
+        body = canonical_json(record)
+        document = canonical_json({"failure": record, "sha256": hashlib.sha256(body.encode()).hexdigest()})
+        name = f"{block_file_name(block)}-{uuid.uuid4().hex}.json"
+        self._fs.create_exclusively(self.path / "failures" / name, document.encode())
+
+    def failures(self) -> dict[str, str]:
+        """Latest reason by block, for blocks that have no receipt."""
+        done, found = self.committed(), {}
+        for path in sorted((self.path / "failures").glob("[!.]*.json"), key=lambda p: p.stat().st_mtime):
+            try:
+                record = json.loads(path.read_bytes())["failure"]
+                block, reason = str(record["block"]), str(record["reason"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise MetadataError("not a failure record", where=path, hint="Remove the file.") from error
+            if block not in done:
+                found[block] = reason
+        return found
+
+    def finalize(self) -> Manifest:
+        """Write the manifest of all receipts and point LATEST to it.
+
+        Listing and swapping happen under one lock, and the receipts are listed again before it is let go: two naive
+        finalisers lost 5 of 10 blocks when tried.
+        """
+        with self._fs.lock(self.path / ".lock"):
+            while True:
+                names = self._receipt_names()
+                manifest = build_manifest(self.identity, self._plans(), self.receipts())
+                data = manifest.to_bytes()
+                name = f"manifest-{hashlib.sha256(data).hexdigest()}.json"
+                if not (self.path / name).exists():
+                    self._fs.create_exclusively(self.path / name, data)
+                self._fs.replace(self.path / "STORE_CARD.md", store_card(manifest).encode())
+                self._fs.replace(self.path / "LATEST", f"{name}\n".encode())
+                if self._receipt_names() == names:
+                    break
+            self._collect(manifest, now=False, keep=name)
+        return manifest
+
+    def collect(self, *, now: bool = False) -> list[str]:
+        """Remove what no receipt refers to. Returns what was removed, relative to the store.
+
+        Args:
+            now: Also blocks without any receipt that are younger than 24 hours, and those that a newer generation
+                replaced. Only when no writer is at work.
+        """
+        with self._fs.lock(self.path / ".lock"):
+            manifest = build_manifest(self.identity, self._plans(), self.receipts())
+            latest = self.path / "LATEST"
+            keep = latest.read_text("ascii").strip() if latest.exists() else None
+            return self._collect(manifest, now=now, keep=keep)
+
+    def _collect(self, manifest: Manifest, *, now: bool, keep: str | None) -> list[str]:
+        # called under the lock: temporary files beside it belong to dead processes
+        removed: list[Path] = [*self.path.glob(".*.tmp"), *(self.path / "plans").glob(".*.tmp")]
+        done = {block_file_name(b) for b in manifest.blocks}
+        referred = manifest.blocks.values() if now else self.receipts()
+        kept_folders = self._active | {receipt.folder.removeprefix("blocks/") for receipt in referred}
+        horizon = time.time() - ORPHAN_AGE_S
+        for path in sorted((self.path / "blocks").iterdir()):
+            if not is_block_folder(path.name) or path.name in kept_folders:
+                continue
+            if path.name[:-33] in done or now or _newest(path) < horizon:
+                removed.append(path)
+        for folder in ("receipts", "failures"):
+            removed += [
+                path
+                for path in (self.path / folder).glob(".*.tmp")
+                # .<block>.<g>.json.<uuid>.tmp
+                if now or path.name[1:].rsplit(".", 4)[0] in done or path.stat().st_mtime < horizon
+            ]
+        removed += [p for p in (self.path / "failures").glob("[!.]*.json") if p.name[:-38] in done]
+        for path in self.path.glob("manifest-*.json"):
+            if keep is not None and path.name != keep and (now or path.stat().st_mtime < horizon):
+                removed.append(path)
+        for path in removed:
+            if path.is_dir() and not path.is_symlink():
+                self._fs.remove_tree(path)
+            else:
+                self._fs.remove(path)
+        return [str(p.relative_to(self.path)) for p in removed]
+
+    def _plans(self) -> Iterable[Plan]:
+        for path in sorted((self.path / "plans").glob("[!.]*.json")):
+            yield parse(Plan, path.read_bytes(), str(path))
+
+    def _receipt_names(self) -> list[str]:
+        return sorted(p.name for p in (self.path / "receipts").glob("[!.]*.json"))
+
+    def _read_receipt(self, path: Path) -> Receipt:
+        receipt = parse(Receipt, path.read_bytes(), str(path))
+        if path.name != f"{block_file_name(receipt.block)}.{receipt.generation}.json":
+            raise MetadataError(f"this receipt is for block {receipt.block}", where=path)
+        return receipt
+
+
+def _is_ours(name: str) -> bool:
+    return name in {"plans", "blocks", "receipts", "failures", ".lock"} or (
+        name.startswith(".") and name.endswith(".tmp")
+    )
+
+
+def _newest(folder: Path) -> float:
+    times = [folder.stat().st_mtime]
+    for path in folder.rglob("*"):
+        try:
+            times.append(path.lstat().st_mtime)
+        except FileNotFoundError:
+            # its writer was beaten and cleans up
+            continue
+    return max(times)
