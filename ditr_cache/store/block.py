@@ -186,6 +186,11 @@ class BlockWriter:
         for name, dtype, tail, codec in streams:
             self._open(name, dtype, tail, codec)
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self._samples)
+
     def add_sample(self, sample_id: str, split: str, points: PointCloud) -> None:
         """Begin a sample. Its views follow."""
         columns: dict[str, NDArray[Any] | None] = {

@@ -137,6 +137,10 @@ class StoreWriter:
         receipts = [self._read_receipt(path) for path in found]
         return max(receipts, key=lambda r: r.generation, default=None)
 
+    def has_receipt(self, block: str, generation: int = 0) -> bool:
+        """Whether that generation of a block is committed; a look-up, not a listing."""
+        return (self.path / "receipts" / f"{block_file_name(block)}.{generation}.json").exists()
+
     def committed(self) -> set[str]:
         """Ids of all committed blocks."""
         return {receipt.block for receipt in self.receipts()}

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes finished views in the order of the plan and commits their blocks."""
+
+from __future__ import annotations
+
+import errno
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import CancelledError
+from typing import Any
+
+from ditr_cache.errors import DitrCacheError, FrameError
+from ditr_cache.pipelines.events import BeginBlock, BeginSample, BlockState, EndBlock, Event, FrameJob, LeaveOut
+from ditr_cache.store.block import BlockSettings, BlockWriter
+from ditr_cache.store.manifest import FrameNote
+from ditr_cache.store.writer import StoreWriter
+
+__all__ = ["Committer"]
+
+FINALIZE_EVERY_S = 600
+
+
+class Committer(threading.Thread):
+    """The consumer thread.
+
+    Args:
+        store: Where blocks go.
+        settings: The store's.
+        dataset: Label names and maps, for the blocks' attributes.
+        provenance: Recorded in every receipt.
+        permits: Given back, one a frame that is dealt with.
+    """
+
+    def __init__(
+        self,
+        store: StoreWriter,
+        settings: Mapping[str, BlockSettings],
+        dataset: Mapping[str, Any],
+        provenance: Mapping[str, str | int | float | bool | None],
+        permits: threading.Semaphore,
+    ) -> None:
+        super().__init__(name="committer", daemon=True)
+        self._store, self._settings, self._dataset, self._provenance = store, settings, dataset, provenance
+        self._permits = permits
+        self._inbox: queue.Queue[tuple[int, Event | None]] = queue.Queue()
+        self._writer: BlockWriter | None = None
+        self._sample_failed = False
+        self._left_out: set[str] = set()
+        self._began = time.time()
+        self._finalized = time.monotonic()
+        self.committed: list[str] = []
+        self.beaten: list[str] = []
+        self.failed: list[tuple[BlockState, str]] = []
+        self.disk_full = False
+        self.images = 0
+        """Images of committed and of the current block that are written."""
+        self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.error: BaseException | None = None
+
+    def emit(self, number: int, event: Event) -> None:
+        """Hand over an event; any thread, any order."""
+        self._inbox.put((number, event))
+
+    def close(self) -> None:
+        """No more events; the thread ends after those that are in order."""
+        self._inbox.put((-1, None))
+
+    def run(self) -> None:
+        """Handle events by number."""
+        early: dict[int, Event] = {}
+        expected = 0
+        try:
+            while True:
+                number, event = self._inbox.get()
+                if event is None:
+                    break
+                early[number] = event
+                while expected in early:
+                    self._handle(early.pop(expected))
+                    expected += 1
+        except BaseException as error:
+            self.error = error
+        finally:
+            if self._writer is not None:
+                self._store.abandon(self._writer)
+            # nobody may wait for a permit that a dead committer would have given back
+            self._permits.release(1 << 20)
+
+    def _handle(self, event: Event) -> None:
+        block = event.block
+        try:
+            if isinstance(event, FrameJob):
+                self._frame(event)
+            elif isinstance(event, EndBlock):
+                self._end(block)
+            elif block.failure is None:
+                self._note(event)
+        except (DitrCacheError, OSError) as error:
+            block.fail(error)
+            if isinstance(event, EndBlock):
+                self._give_up(block)
+
+    def _note(self, event: BeginBlock | BeginSample | LeaveOut) -> None:
+        if isinstance(event, BeginBlock):
+            self._began = time.time()
+            self._writer = self._store.start_block(event.block.plan.id, self._settings[event.block.plan.id])
+            return
+        assert self._writer is not None
+        if isinstance(event, LeaveOut):
+            (self._writer.skipped if event.expected else self._writer.dropped).append(event.note)
+            if not event.expected:
+                self._tell(event.note)
+            return
+        scene = event.scene
+        self._sample_failed, self._left_out = False, set()
+        try:
+            self._writer.add_sample(scene.id, event.split, scene.points)
+        except DitrCacheError as error:
+            self._sample_failed = True
+            self._drop(scene.id, None, error)
+
+    def _frame(self, job: FrameJob) -> None:
+        try:
+            encoded = job.encoded.result()
+            if job.block.failure is not None or self._sample_failed:
+                return
+            assert self._writer is not None
+            if job.variant and job.view.name in self._left_out:
+                # its base view was not finite, and variants are stored beside their base view only
+                return
+            self._writer.add_view(encoded)
+            self.images += 1
+        except CancelledError:
+            return
+        except FrameError as error:
+            if job.block.failure is None and self._writer is not None and job.view.name not in self._left_out:
+                self._drop(job.sample, job.view.name, error)
+                self._left_out |= {job.view.name} if job.variant == 0 else set()
+        finally:
+            self._permits.release()
+
+    def _end(self, block: BlockState) -> None:
+        writer = self._writer
+        if block.failure is not None or writer is None:
+            self._give_up(block)
+            return
+        if not writer.has_samples:
+            reasons = "; ".join(note.reason for note in writer.dropped[:3]) or "nothing was planned"
+            block.fail(FrameError(f"no usable sample: {reasons}"))
+            self._give_up(block)
+            return
+        provenance = {
+            **self._provenance,
+            "started": round(self._began),
+            "seconds": round(time.time() - self._began, 3),
+        }
+        receipt = writer.finish(block.generation, self._dataset, provenance)
+        self._writer = None
+        won = self._store.commit(receipt)
+        (self.committed if won else self.beaten).append(block.plan.id)
+        if time.monotonic() - self._finalized > FINALIZE_EVERY_S:
+            self._store.finalize()
+            self._finalized = time.monotonic()
+
+    def _give_up(self, block: BlockState) -> None:
+        if self._writer is not None:
+            self._store.abandon(self._writer)
+            self._writer = None
+        if self._store.receipt(block.plan.id) is not None and block.generation == 0:
+            # another writer was first, and its finaliser took our files
+            self.beaten.append(block.plan.id)
+            return
+        reason = " ".join(str(block.failure).split()) or type(block.failure).__name__
+        self.failed.append((block, reason))
+        self.disk_full |= isinstance(block.failure, OSError) and block.failure.errno in (errno.ENOSPC, errno.EDQUOT)
+        self.notes.put(f"block {block.plan.id} failed: {reason}")
+        try:
+            self._store.fail(block.plan.id, reason)
+        except OSError as error:
+            # a full disk cannot hold the record either; the report names the block all the same
+            self.notes.put(f"the failure of block {block.plan.id} could not be recorded: {error}")
+
+    def _drop(self, sample: str, view: str | None, error: DitrCacheError) -> None:
+        assert self._writer is not None
+        note = FrameNote(sample=sample, view=view, reason=" ".join(str(error).split()))
+        self._writer.dropped.append(note)
+        self._tell(note)
+
+    def _tell(self, note: FrameNote) -> None:
+        self.notes.put(f"{note.sample} {note.view or ''}: {note.reason}".replace(" :", ":"))

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dry run: a few measured frames, extrapolated to the plan."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ditr_cache.backbones import Backbone
+from ditr_cache.config import ExtractConfig
+from ditr_cache.datasets.base import Dataset
+from ditr_cache.errors import DatasetError, FrameError, SampleError
+from ditr_cache.fusion import seen_rows
+from ditr_cache.geometry import check_camera
+from ditr_cache.images import variants
+from ditr_cache.pipelines.events import PreparedFrame
+from ditr_cache.pipelines.feeder import prepare_frame, select_views
+from ditr_cache.pipelines.report import Estimate
+from ditr_cache.store.quantize import quantise
+from ditr_cache.types import SamplePlan
+
+__all__ = ["estimate"]
+
+MEASURED_FRAMES = 4
+HIT_BYTES = 1.0
+"""Stored size of a hit; 0.7 to 2.2 were measured, by how points are ordered."""
+POINT_BYTES = 31
+"""Coordinates, colour, normal and a label."""
+
+
+def estimate(
+    dataset: Dataset, store: Path, config: ExtractConfig, backbone: Backbone, shard: tuple[int, int]
+) -> Estimate:
+    """Measure frames of the first usable sample.
+
+    Raises:
+        DatasetError: If no sample of the plan has a usable frame.
+    """
+    plan = dataset.plan()[shard[0] :: shard[1]]
+    samples = [sample for block in plan for sample in block.samples]
+    frames = sum(len(select_views(sample, config)) for sample in samples)
+    images = frames * len(variants(config.variants))
+    points, prepared, seconds = _measure_preparing(dataset, samples, config, backbone)
+    batch = [p.image_3hw for p in prepared]
+    batch = (batch * config.run.batch_size)[: config.run.batch_size]
+    with torch.inference_mode():
+        backbone(torch.stack(batch))
+        began = time.perf_counter()
+        maps = backbone(torch.stack(batch)).rows.cpu()
+        seconds += (time.perf_counter() - began) / len(batch)
+    rows = [seen_rows(maps[i], p.hits.row_patch).cpu() for i, p in enumerate(prepared[: len(batch)])]
+    errors = np.concatenate([quantise(r.float())[2] for r in rows])
+    mean_rows = sum(map(len, rows)) / len(rows)
+    mean_hits = sum(len(p.hits.hit_row) for p in prepared) / len(prepared)
+    per_image = (2 + HIT_BYTES * mean_hits / max(1.0, mean_rows)) * mean_rows + 512
+    kept_points = points * len(samples) * POINT_BYTES if config.store.points else 0
+    parent = next(p for p in (store, *store.absolute().parents) if p.exists())
+    return Estimate(
+        blocks=len(plan),
+        samples=len(samples),
+        frames=frames,
+        images=images,
+        points_estimate=points * len(samples),
+        bytes_f16=round(images * (per_image + mean_rows * backbone.dim * 2) + kept_points),
+        bytes_int8=round(images * (per_image + mean_rows * backbone.dim + 8 * backbone.dim) + kept_points),
+        seconds=round(images * seconds, 1),
+        seconds_per_image=round(seconds, 5),
+        int8_cosine_error_p99=float(np.quantile(errors, 0.99)) if len(errors) else None,
+        free_bytes=shutil.disk_usage(parent).free,
+        device=str(backbone.device),
+        grid=prepared[0].grid,
+        dim=backbone.dim,
+    )
+
+
+def _measure_preparing(
+    dataset: Dataset, samples: list[SamplePlan], config: ExtractConfig, backbone: Backbone
+) -> tuple[int, list[PreparedFrame], float]:
+    """Points of the first usable sample, a few of its frames, and the seconds that preparing one took."""
+    reason = "the plan has no samples"
+    for sample, names in _some(samples, config):
+        try:
+            scene = dataset.load(sample.id)
+            views = [v for v in scene.views if v.name in names and not (v.problem or check_camera(v.camera))]
+            views = views[:: max(1, len(views) // MEASURED_FRAMES)][:MEASURED_FRAMES]
+            began = time.perf_counter()
+            prepared = [prepare_frame(scene, view, 0, backbone.patch_size, config) for view in views]
+        except (SampleError, FrameError, OSError) as error:
+            reason = str(error)
+            continue
+        if prepared and len(scene.points):
+            return len(scene.points), prepared, (time.perf_counter() - began) / len(prepared)
+        reason = f"{sample.id} has no usable frame"
+    raise DatasetError(f"nothing could be measured: {reason}", where=dataset.name)
+
+
+def _some(samples: list[SamplePlan], config: ExtractConfig) -> Iterator[tuple[SamplePlan, frozenset[str]]]:
+    for sample in samples[:: max(1, len(samples) // 5)][:5]:
+        yield sample, frozenset(select_views(sample, config))

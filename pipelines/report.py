@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stage one says when it is done, and before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ditr_cache.store.manifest import FrameNote, Manifest
+
+__all__ = ["Estimate", "ExtractReport", "coverage"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractReport:
+    """One run, and the state of the store after it."""
+
+    blocks_planned: int
+    """Of this run's shard."""
+    blocks_done: int
+    """Committed by this run."""
+    blocks_skipped: int
+    """There already, or committed by another run meanwhile."""
+    blocks_failed: int
+    images: int
+    """Stored by this run, variants included."""
+    seconds: float
+    images_per_second: float
+    points: int
+    """From here on: of all of the store's blocks."""
+    points_seen: int
+    hits: int
+    rows: int
+    views_per_point: float
+    bytes: int
+    dropped: tuple[FrameNote, ...]
+    """Frames and samples that failed in this run's blocks."""
+    skipped: tuple[FrameNote, ...]
+    """Frames without a valid pose in this run's blocks."""
+    failed: dict[str, str]
+    """Blocks of this run without a receipt, with their reason."""
+    int8_cosine_error_p99: float | None
+    """Of the worst block."""
+    digest: str
+    device: str
+    interrupted: bool = False
+
+    @property
+    def failures(self) -> int:
+        """Frames, samples and blocks that failed; invalid poses do not count."""
+        return len(self.dropped) + len(self.failed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        notes = {k: [n.model_dump() for n in getattr(self, k)] for k in ("dropped", "skipped")}
+        plain = {k: v for k, v in _fields(self).items() if k not in notes}
+        return {**plain, **notes, "failures": self.failures}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would do, from the plan and a few measured frames."""
+
+    blocks: int
+    samples: int
+    frames: int
+    images: int
+    """Frames times variants."""
+    points_estimate: int
+    bytes_f16: int
+    bytes_int8: int
+    seconds: float
+    seconds_per_image: float
+    int8_cosine_error_p99: float | None
+    """On the measured frames; int8 is refused above 1e-4."""
+    free_bytes: int
+    device: str
+    grid: tuple[int, int]
+    dim: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def coverage(manifest: Manifest) -> dict[str, int]:
+    """Totals over all blocks: points, seen, hits, rows, views, bytes."""
+    receipts = manifest.blocks.values()
+    keys = ("points", "seen", "hits", "rows", "views")
+    total = {key: sum(getattr(r.coverage, key) for r in receipts) for key in keys}
+    return {**total, "bytes": sum(r.size for r in receipts)}
+
+
+def _fields(report: ExtractReport) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in report.__slots__}
