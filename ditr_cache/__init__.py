@@ -10,12 +10,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-from ditr_cache.types import FactoredFeatures, PointCloud, PointFeatures
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditr_cache.store.reader import FeatureStore
+    from ditr_cache.types import FactoredFeatures, PointCloud, PointFeatures
 
 __all__ = ["FactoredFeatures", "PointCloud", "PointFeatures", "__version__", "open_store"]
 
@@ -28,3 +27,12 @@ def open_store(path_or_url: str | os.PathLike[str]) -> FeatureStore:
     from ditr_cache.store.reader import open_store as open_
 
     return open_(path_or_url)
+
+
+def __getattr__(name: str) -> Any:
+    # `ditr-cache --help` should not wait for NumPy either
+    if name in ("FactoredFeatures", "PointCloud", "PointFeatures"):
+        from ditr_cache import types
+
+        return getattr(types, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -110,6 +110,8 @@ class View:
     camera: Camera
     image: ImageSource
     depth: DepthSource | None = None
+    problem: str | None = None
+    """Why this frame cannot be used, where the reader knows already (its camera then holds NaN)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,12 +8,12 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from ditr_cache.errors import DitrCacheError, FrameError
 from ditr_cache.pipelines.events import BeginBlock, BeginSample, BlockState, EndBlock, Event, FrameJob, LeaveOut
-from ditr_cache.store.block import BlockSettings, BlockWriter
+from ditr_cache.store.block import BlockSettings, BlockWriter, EncodedView
 from ditr_cache.store.manifest import FrameNote
 from ditr_cache.store.writer import StoreWriter
 
@@ -30,7 +30,7 @@ class Committer(threading.Thread):
         settings: The store's.
         dataset: Label names and maps, for the blocks' attributes.
         provenance: Recorded in every receipt.
-        permits: Given back, one a frame that is dealt with.
+        permits: Given back, one a frame or sample that is dealt with.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Committer(threading.Thread):
         self._left_out: set[str] = set()
         self._began = time.time()
         self._finalized = time.monotonic()
+        self._aborted = False
+        self._awaited: Future[EncodedView] | None = None
         self.committed: list[str] = []
         self.beaten: list[str] = []
         self.failed: list[tuple[BlockState, str]] = []
@@ -66,6 +68,12 @@ class Committer(threading.Thread):
     def close(self) -> None:
         """No more events; the thread ends after those that are in order."""
         self._inbox.put((-1, None))
+
+    def abort(self) -> None:
+        """Wait for no view any more: nobody is left to encode it."""
+        self._aborted = True
+        if self._awaited is not None:
+            self._awaited.cancel()
 
     def run(self) -> None:
         """Handle events by number."""
@@ -91,6 +99,9 @@ class Committer(threading.Thread):
     def _handle(self, event: Event) -> None:
         block = event.block
         try:
+            if self._aborted:
+                # what is left of the block must not be committed as if it were all
+                return
             if isinstance(event, FrameJob):
                 self._frame(event)
             elif isinstance(event, EndBlock):
@@ -101,6 +112,9 @@ class Committer(threading.Thread):
             block.fail(error)
             if isinstance(event, EndBlock):
                 self._give_up(block)
+        finally:
+            if isinstance(event, FrameJob | BeginSample):
+                self._permits.release()
 
     def _note(self, event: BeginBlock | BeginSample | LeaveOut) -> None:
         if isinstance(event, BeginBlock):
@@ -122,6 +136,10 @@ class Committer(threading.Thread):
             self._drop(scene.id, None, error)
 
     def _frame(self, job: FrameJob) -> None:
+        # in this order: whoever aborts sees what is awaited, or this thread sees that it was aborted
+        self._awaited = job.encoded
+        if self._aborted:
+            return
         try:
             encoded = job.encoded.result()
             if job.block.failure is not None or self._sample_failed:
@@ -138,8 +156,6 @@ class Committer(threading.Thread):
             if job.block.failure is None and self._writer is not None and job.view.name not in self._left_out:
                 self._drop(job.sample, job.view.name, error)
                 self._left_out |= {job.view.name} if job.variant == 0 else set()
-        finally:
-            self._permits.release()
 
     def _end(self, block: BlockState) -> None:
         writer = self._writer

@@ -30,7 +30,7 @@ from ditr_cache.errors import ConfigError, DatasetError, StoreError
 from ditr_cache.images import decoder_name, variants
 from ditr_cache.pipelines.committer import Committer
 from ditr_cache.pipelines.encoder import FrameEncoder
-from ditr_cache.pipelines.events import BlockState, FrameJob
+from ditr_cache.pipelines.events import BeginSample, BlockState, FrameJob
 from ditr_cache.pipelines.feeder import Feeder, select_views
 from ditr_cache.pipelines.progress import Progress, Silent
 from ditr_cache.pipelines.report import Estimate, ExtractReport, coverage
@@ -161,7 +161,7 @@ class Extract:
         # two batches at the ViT, one being prepared a thread, one being written
         capacity = 2 * run.batch_size
         permits = threading.Semaphore(capacity + run.batch_size + 2 * threads)
-        frames: queue.Queue[FrameJob | None] = queue.Queue()
+        frames: queue.Queue[FrameJob | BeginSample | None] = queue.Queue()
         committer = Committer(
             store, settings, self._dataset_entry().model_dump(mode="json"), self._provenance(backbone), permits
         )
@@ -199,6 +199,7 @@ class Extract:
         except BaseException:
             self._stop.set()
             pool.shutdown(cancel_futures=True)
+            committer.abort()
             raise
         finally:
             feeder.join()

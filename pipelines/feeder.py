@@ -29,6 +29,9 @@ from ditr_cache.types import SamplePlan, Scene, View
 
 __all__ = ["Feeder", "prepare_frame", "select_views"]
 
+_POSE_REASONS = ("pose ", "last row of the pose ")
+"""How `check_camera` begins what it says of poses; data sets are known to have such frames."""
+
 
 def select_views(sample: SamplePlan, config: ExtractConfig) -> tuple[str, ...]:
     """The planned views that are extracted: every `frames.stride`-th, at most `frames.limit`, spread evenly."""
@@ -69,9 +72,9 @@ class Feeder(threading.Thread):
         config: All settings.
         patch_size: Of the backbone.
         pool: Where frames are prepared.
-        frames: Queue of frame jobs for the ViT, in order; None marks the end.
+        frames: Queue for the ViT of whatever holds a permit, in order; None marks the end.
         emit: Takes every event with its number, for the committer.
-        permits: One for every frame between here and the store: bounds memory whatever a scene's size.
+        permits: One for every frame and sample between here and the store: bounds memory whatever a scene's size.
         stopped: Whether to stop early.
     """
 
@@ -82,7 +85,7 @@ class Feeder(threading.Thread):
         config: ExtractConfig,
         patch_size: int,
         pool: Executor,
-        frames: queue.Queue[FrameJob | None],
+        frames: queue.Queue[FrameJob | BeginSample | None],
         emit: Callable[[int, Event], None],
         permits: threading.Semaphore,
         stopped: Callable[[], bool],
@@ -130,8 +133,12 @@ class Feeder(threading.Thread):
             if reason is None:
                 usable.append(view)
             else:
-                self._leave_out(block, sample.id, view.name, reason, expected=reason.startswith("pose "))
-        self._send(BeginSample(block, scene, sample.split))
+                self._leave_out(block, sample.id, view.name, reason, expected=reason.startswith(_POSE_REASONS))
+        if not self._permitted():
+            return
+        begin = BeginSample(block, scene, sample.split)
+        self._send(begin)
+        self._frames.put(begin)
         for variant in variants(self._config.variants):
             for view in usable:
                 if self._given_up(block):
@@ -139,13 +146,18 @@ class Feeder(threading.Thread):
                 self._feed_frame(block, scene, view, variant)
 
     def _feed_frame(self, block: BlockState, scene: Scene, view: View, variant: int) -> None:
-        while not self._permits.acquire(timeout=0.5):
-            if self._stopped():
-                return
+        if not self._permitted():
+            return
         prepared = self._pool.submit(_prepare_twice, scene, view, variant, self._patch_size, self._config)
         job = FrameJob(self._number, block, scene.id, view, variant, prepared)
         self._send(job)
         self._frames.put(job)
+
+    def _permitted(self) -> bool:
+        while not self._permits.acquire(timeout=0.5):
+            if self._stopped():
+                return False
+        return True
 
     def _load(self, sample: SamplePlan) -> Scene:
         try:

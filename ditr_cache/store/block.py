@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from ditr_cache.errors import FrameError, QuantisationError, SampleError
+from ditr_cache.store.digests import coordinate_digests
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import FORMAT_VERSION, Codec, group_document
-from ditr_cache.store.manifest import Coverage, FrameNote, ObjectEntry, Receipt, SampleEntry
+from ditr_cache.store.manifest import Coverage, FrameNote, ObjectEntry, Receipt, SampleEntry, construct
 from ditr_cache.store.quantize import MAX_COSINE_ERROR_P99, quantise
 from ditr_cache.store.shard import ArrayWriter
 from ditr_cache.types import Camera, PointCloud
 
-__all__ = ["BlockSettings", "BlockWriter", "EncodedView", "coordinate_digests", "encode_view"]
+__all__ = ["BlockSettings", "BlockWriter", "EncodedView", "encode_view"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,16 @@ def encode_view(
     """
     row_patch, hit_point, hit_row = hits
     half_RD = rows_RD.to(torch.float16)
-    if not bool(torch.isfinite(half_RD).all()):
+    bits = half_RD.numpy().view(np.uint16)
+    # exponent of infinity or NaN; torch.isfinite takes ten times as long on float16
+    if bits.size and (bits & 0x7FFF).max() >= 0x7C00:
         finite = bool(torch.isfinite(rows_RD).all())
         raise FrameError(
             "features exceed 65,504, the range of float16" if finite else "features are not finite", where=name
         )
+    cls = None if cls_D is None else cls_D.to(torch.float16)
+    if cls is not None and not bool(torch.isfinite(cls).all()):
+        raise FrameError("the class token is not finite in float16", where=name)
     affine, error = None, None
     if settings.dtype == "int8":
         rows, affine, error = quantise(rows_RD)
@@ -120,19 +126,11 @@ def encode_view(
         row_patch=row_patch,
         hit_point=hit_point,
         hit_row=hit_row,
-        cls=None if cls_D is None else cls_D.to(torch.float16).numpy(),
+        cls=None if cls is None else cls.numpy(),
         cosine_error=error,
         sha256=digest.digest(),
         hit_step=hit_step,
     )
-
-
-def coordinate_digests(points: PointCloud) -> tuple[str, str]:
-    """sha256 of `coord` then `origin` as stored, and the same with the rows of `coord` sorted by x, y, z."""
-    coord = np.ascontiguousarray(points.coord, "<f4")
-    origin = np.ascontiguousarray(points.origin, "<f8").tobytes()
-    in_order = coord[np.lexsort(coord.T[::-1])]
-    return hashlib.sha256(coord.tobytes() + origin).hexdigest(), hashlib.sha256(in_order.tobytes() + origin).hexdigest()
 
 
 class BlockWriter:
@@ -295,7 +293,8 @@ class BlockWriter:
         self._fs.write(self.folder / "zarr.json", document)
         self._fs.sync_folder(self.folder)
         self._fs.sync_folder(self.folder.parent)
-        return Receipt(
+        return construct(
+            Receipt,
             format_version=FORMAT_VERSION,
             block=self.block,
             generation=generation,

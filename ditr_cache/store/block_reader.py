@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditr_cache.errors import MetadataError
-from ditr_cache.store.layout import POINT_ARRAYS
+from ditr_cache.store.layout import MAX_VIEW_ROWS, POINT_ARRAYS
 from ditr_cache.store.manifest import Receipt
 from ditr_cache.store.objects import ArrayReader
 from ditr_cache.types import PointCloud
@@ -45,7 +45,10 @@ class BlockReader:
     @cached_property
     def view_rows(self) -> NDArray[np.int64]:
         """`[V, 2]` start and stop of every view's rows, checked against R."""
-        return self._ranges("view_rows", self.receipt.arrays["features"].shape[0])
+        ranges = self._ranges("view_rows", self.receipt.arrays["features"].shape[0])
+        if (ranges[:, 1] - ranges[:, 0] > MAX_VIEW_ROWS).any():
+            raise MetadataError(f"a view has more than {MAX_VIEW_ROWS:,} rows", where=self.receipt.folder)
+        return ranges
 
     @cached_property
     def view_hits(self) -> NDArray[np.int64]:
@@ -105,6 +108,8 @@ class BlockReader:
             MetadataError: If a hit names a point or a row that does not exist.
         """
         start, stop = self.view_hits[view].tolist()
+        if stop - start > points:
+            raise MetadataError("a view sees more points than there are", where=self.receipt.folder)
         step_H = self.array("hit_step").read(start, stop)
         row_H = self.array("hit_row").read(start, stop)
         point_H = np.cumsum(step_H, dtype=np.int64)
@@ -120,6 +125,8 @@ class BlockReader:
         if "coord" not in self.receipt.arrays:
             return None
         start, stop = self.sample_points[sample].tolist()
+        if stop - start != self.receipt.samples[sample].points:
+            raise MetadataError("sample_points contradicts the receipt", where=self.receipt.folder)
         columns = {
             name: self.array(name).read(start, stop)
             for name in self.receipt.arrays

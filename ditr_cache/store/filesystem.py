@@ -6,12 +6,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 __all__ = ["Filesystem"]
+
+_LOCKS = threading.Lock()
 
 
 class Filesystem:
@@ -27,6 +31,14 @@ class Filesystem:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+
+    def open_new(self, path: Path) -> FileIO:
+        """A new file to be written piece by piece; flushed by `sync_file` only."""
+        return FileIO(path, "xb")
+
+    def sync_file(self, file: FileIO) -> None:
+        """Flush what was written to the medium."""
+        os.fsync(file.fileno())
 
     def sync_folder(self, path: Path) -> None:
         """Flush a folder's entries to the medium."""
@@ -88,10 +100,12 @@ class Filesystem:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """Hold an advisory lock on a file; released by the kernel when the process dies."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+        """Hold an advisory lock on a file; released by the kernel when the process dies. Not re-entrant."""
+        # a process owns its POSIX locks as a whole: threads have to take turns by themselves
+        with _LOCKS:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(fd)

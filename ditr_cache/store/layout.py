@@ -43,6 +43,11 @@ BLOSC_LEVEL: Final = 3
 """lz4hc level. 0.76 bytes a hit against zstd-1's 0.66, decoded 3.5 times faster (benchmarks/reading.py)."""
 MAX_CHUNK_BYTES: Final = 1 << 28
 MAX_SIDE: Final = 1 << 40
+MAX_POINTS: Final = 1 << 28
+"""Points of one sample. A reader takes memory for them on the word of the manifest alone where none are stored."""
+MAX_CHANNELS: Final = 1 << 14
+MAX_VIEW_ROWS: Final = 1 << 16
+"""`row_patch` and `hit_row` are 16 bits wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,10 @@ def block_file_name(block: str) -> str:
     Raises:
         MetadataError: If the name is empty or longer than 100 bytes.
     """
-    name = quote(block, safe="._-").replace("~", "%7E")
+    try:
+        name = quote(block, safe="._-").replace("~", "%7E")
+    except UnicodeEncodeError as error:
+        raise MetadataError("a block id must be Unicode text", where=ascii(block)) from error
     if name.startswith("."):
         name = "%2E" + name[1:]
     if not 1 <= len(name) <= 100:

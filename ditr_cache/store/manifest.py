@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans, receipts and the manifest: what the JSON documents of a store hold, checked as they are read.
 
-All of them may come from strangers. pydantic refuses unknown fields, wrong types and negative sizes. No path is ever read
-from a document: paths are functions of block names, uuids and array names.
+All of them may come from strangers. pydantic refuses unknown fields, wrong types and negative sizes. No path is ever
+read from a document: paths are functions of block names, uuids and array names.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from ditr_cache.config import canonical_json
 from ditr_cache.errors import MetadataError
 from ditr_cache.store.layout import (
     FORMAT_VERSION,
+    MAX_CHANNELS,
     MAX_CHUNK_BYTES,
+    MAX_POINTS,
     MAX_SIDE,
     Codec,
     array_spec,
@@ -40,6 +42,7 @@ __all__ = [
     "Receipt",
     "SampleEntry",
     "build_manifest",
+    "construct",
     "content_digest",
     "parse",
 ]
@@ -119,7 +122,7 @@ class SampleEntry(_Document):
 
     id: Name
     split: Name
-    points: Count
+    points: Annotated[int, Field(ge=0, le=MAX_POINTS)]
     views: tuple[Name, ...]
     """Names of its stored base views, in recording order."""
     coord_sha256: Sha256
@@ -170,7 +173,10 @@ class Receipt(_Document):
         letters: dict[str, int] = {}
         for name, entry in self.arrays.items():
             entry.check(name, letters)
+        if letters.get("D", 0) > MAX_CHANNELS:
+            raise MetadataError(f"block {self.block}: {letters['D']:,} channels, at most {MAX_CHANNELS:,}")
         required = {
+            "sample_points",
             "features",
             "row_patch",
             "hit_step",
@@ -181,13 +187,24 @@ class Receipt(_Document):
             "view_index",
         }
         required |= {"view_variant", "view_sha256", "intrinsics", "world_to_camera", "distortion", "image_size", "grid"}
+        if self.arrays.keys() & {"features"} and self.arrays["features"].dtype == "int8":
+            required.add("affine")
+        elif "affine" in self.arrays:
+            raise MetadataError(f"block {self.block}: affine belongs to int8 features")
+        if "N" in letters or "origin" in self.arrays:
+            required |= {"coord", "origin"}
         missing = required - self.arrays.keys()
         if missing:
             raise MetadataError(f"block {self.block}: no array {', '.join(sorted(missing))}")
         if letters.get("S", len(self.samples)) != len(self.samples):
             raise MetadataError(f"block {self.block}: {len(self.samples)} samples, but arrays for {letters['S']}")
+        points = sum(s.points for s in self.samples)
+        if letters.get("N", points) != points:
+            raise MetadataError(f"block {self.block}: its samples have {points} points, its arrays {letters['N']}")
         if len({s.id for s in self.samples}) != len(self.samples):
             raise MetadataError(f"block {self.block}: a sample id appears twice")
+        if any(len(set(s.views)) != len(s.views) for s in self.samples):
+            raise MetadataError(f"block {self.block}: a sample has two views of one name")
         return self
 
     @property
@@ -240,6 +257,13 @@ class Manifest(_Document):
     identity: dict[str, Any]
     digest: Sha256
     """Content digest: equal for stores of equal content, however they came about."""
+
+    @field_validator("identity")
+    @classmethod
+    def _finite(cls, identity: dict[str, Any]) -> dict[str, Any]:
+        canonical_json(identity)
+        return identity
+
     dataset: DatasetEntry
     planned: tuple[PlannedBlock, ...]
     """Blocks that are planned but not present."""
@@ -274,13 +298,27 @@ def parse(kind: type[D], data: bytes, where: str) -> D:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        path = ".".join(map(str, first["loc"])) or kind.__name__
         raise MetadataError(
-            f"{path[:200]}: {first['msg'].removeprefix('Value error, ')[:300]}",
-            where=where,
-            hint="The store is damaged, or of a newer format version.",
+            _first(kind, error), where=where, hint="The store is damaged, or of a newer format version."
         ) from None
+
+
+def construct(kind: type[D], **fields: Any) -> D:
+    """A document out of values of our own.
+
+    Raises:
+        MetadataError: If the format does not allow them.
+    """
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise MetadataError(_first(kind, error)) from None
+
+
+def _first(kind: type[_Document], error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = ".".join(map(str, first["loc"])) or kind.__name__
+    return f"{path[:200]}: {first['msg'].removeprefix('Value error, ')[:300]}"
 
 
 def content_digest(identity: Mapping[str, Any], receipts: Iterable[Receipt]) -> str:
@@ -306,7 +344,8 @@ def build_manifest(identity: Mapping[str, Any], plans: Iterable[Plan], receipts:
         class_names |= plan.dataset.class_names
         label_maps |= plan.dataset.label_maps
         planned |= {block.id: block for block in plan.blocks}
-    return Manifest(
+    return construct(
+        Manifest,
         format_version=FORMAT_VERSION,
         identity=dict(identity),
         digest=content_digest(identity, newest.values()),

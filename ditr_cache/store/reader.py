@@ -25,7 +25,7 @@ from ditr_cache.types import FactoredFeatures, PointFeatures
 __all__ = ["FeatureStore", "SampleInfo", "open_store", "read_manifest"]
 
 _OPEN_BLOCKS = 64
-_MANIFEST_NAME = re.compile(r"manifest-([0-9a-f]{64})\.json")
+_LATEST = re.compile(rb"(manifest-([0-9a-f]{64})\.json)\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +77,27 @@ def read_manifest(root: Path) -> tuple[Manifest, str]:
         CorruptStoreError: If the manifest is missing or its bytes are not those of its name.
         MetadataError: If it is not a valid manifest.
     """
-    try:
-        name = (root / "LATEST").read_bytes().decode("ascii").strip()
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not os.path.lexists(root / "LATEST"):
         if (root / "zarr.json").is_file():
             raise StoreNotFoundError(
                 "nothing has been finalised here yet", where=root, hint=f"Do it with: ditr-cache finalize {root}"
-            ) from error
-        raise StoreNotFoundError(
-            "no store here", where=root, hint="Make one with: ditr-cache extract SOURCE STORE"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise MetadataError("does not name a manifest", where=root / "LATEST") from error
-    match = _MANIFEST_NAME.fullmatch(name)
+            )
+        raise StoreNotFoundError("no store here", where=root, hint="Make one with: ditr-cache extract SOURCE STORE")
+    with os.fdopen(open_inside(root, "LATEST"), "rb") as file:
+        latest = file.read(128)
+    match = _LATEST.fullmatch(latest)
     if match is None:
-        raise MetadataError("does not name a manifest", where=root / "LATEST")
+        raise MetadataError(
+            "does not name a manifest", where=root / "LATEST", hint=f"Write it again: ditr-cache finalize {root}"
+        )
+    name, version = match[1].decode(), match[2].decode()
     with os.fdopen(open_inside(root, name), "rb") as file:
         data = file.read()
-    if hashlib.sha256(data).hexdigest() != match[1]:
+    if hashlib.sha256(data).hexdigest() != version:
         raise CorruptStoreError(
             "the manifest is damaged (sha256)", where=root / name, hint=f"Write it again: ditr-cache finalize {root}"
         )
-    return parse(Manifest, data, str(root / name)), match[1]
+    return parse(Manifest, data, str(root / name)), version
 
 
 class _Samples(Mapping[str, SampleInfo]):
@@ -120,6 +119,15 @@ class _Samples(Mapping[str, SampleInfo]):
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def info(self, sample_id: str) -> SampleInfo:
+        """The same as `self[sample_id]`, with an error that names what there is.
+
+        Raises:
+            SampleNotFoundError: If there is no such sample.
+        """
+        self.locate(sample_id)
+        return self[sample_id]
 
     def locate(self, sample_id: str) -> tuple[Receipt, int]:
         """Receipt of a sample's block, and its position there."""
@@ -184,6 +192,18 @@ class FeatureStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def grid(self, sample_id: str, view: int) -> tuple[int, int]:
+        """Patch rows and columns of a base view.
+
+        Raises:
+            ConfigError: If there is no such view.
+        """
+        receipt, position = self.samples.locate(sample_id)
+        self._check_views(receipt.samples[position], [view])
+        block = self.block(receipt)
+        rows, columns = block.array("grid").read_all()[block.view(position, view, 0)].tolist()
+        return rows, columns
 
     def variants(self, sample_id: str) -> tuple[int, ...]:
         """The `view_variant` values of a sample: bit 0 = flipped, value >> 1 = colour-jitter draw."""

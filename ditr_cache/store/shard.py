@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import google_crc32c
 import numpy as np
@@ -18,7 +17,7 @@ from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import BLOSC_LEVEL, Codec, array_document, array_spec, data_object
 from ditr_cache.store.manifest import ArrayEntry, ObjectEntry
 
-__all__ = ["ArrayWriter", "compressor"]
+__all__ = ["ArrayWriter", "compressor", "decode_chunk"]
 
 
 def compressor(codec: Codec) -> Blosc | Zstd | None:
@@ -26,6 +25,60 @@ def compressor(codec: Codec) -> Blosc | Zstd | None:
     if codec == "blosc":
         return Blosc("lz4hc", BLOSC_LEVEL, Blosc.SHUFFLE, 0)
     return Zstd(1) if codec == "zstd" else None
+
+
+_DECODERS: Final = {"blosc": compressor("blosc"), "zstd": compressor("zstd")}
+
+
+def decode_chunk(codec: Codec, body: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    """Fill `out` with what a chunk holds before its checksum.
+
+    A checksum proves nothing about who wrote the bytes: what they announce is compared with `out` before anything is
+    decoded, and with the bytes that are there, for blosc reads on behind them.
+
+    Args:
+        codec: How it was encoded.
+        body: `[n]` the encoded bytes.
+        out: C-contiguous; exactly what they must decode to.
+
+    Raises:
+        ValueError: If they do not. The message continues "chunk 3 ...".
+    """
+    if codec == "none":
+        if body.nbytes != out.nbytes:
+            raise ValueError(f"has {body.nbytes:,} bytes, not {out.nbytes:,}")
+        out.reshape(-1).view(np.uint8)[:] = body
+        return
+    size, encoded = _announced_blosc(body) if codec == "blosc" else _announced_zstd(body)
+    if size != out.nbytes or encoded != len(body):
+        raise ValueError(f"would decode to {size:,} bytes, not {out.nbytes:,}")
+    decoder = _DECODERS[codec]
+    assert decoder is not None
+    try:
+        decoder.decode(body, out)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError("does not decode") from error
+
+
+def _announced_blosc(body: NDArray[np.uint8]) -> tuple[int, int]:
+    """Decoded and encoded size in a Blosc 1 header; -1 without one."""
+    if len(body) < 16:
+        return -1, -1
+    return int.from_bytes(body[4:8].tobytes(), "little"), int.from_bytes(body[12:16].tobytes(), "little")
+
+
+def _announced_zstd(body: NDArray[np.uint8]) -> tuple[int, int]:
+    """Decoded size in a Zstandard frame header (RFC 8878, 3.1.1); the encoded size as it stands; -1 without one."""
+    head = body[:18].tobytes()
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
+        return -1, -1
+    descriptor = head[4]
+    single = descriptor >> 5 & 1
+    at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    width = (single, 2, 4, 8)[descriptor >> 6]
+    if width == 0:
+        return -1, -1
+    return int.from_bytes(head[at : at + width], "little") + 256 * (width == 2), len(body)
 
 
 class ArrayWriter:
@@ -55,7 +108,7 @@ class ArrayWriter:
         self._object_sha, self._content_sha = hashlib.sha256(), hashlib.sha256()
         self._path = folder / data_object((0, *tail))
         fs.make_folder(self._path.parent)
-        self._file = self._path.open("xb", buffering=0)
+        self._file = fs.open_new(self._path)
 
     def append(self, rows: NDArray[Any]) -> None:
         """Add rows `[n, *tail]`; full chunks go to disk at once."""
@@ -102,7 +155,7 @@ class ArrayWriter:
             self._put(index + google_crc32c.value(index).to_bytes(4, "little"))
         data = None
         if self._size:
-            os.fsync(self._file.fileno())
+            self._fs.sync_file(self._file)
             data = ObjectEntry(size=self._size, sha256=self._object_sha.hexdigest())
         self._file.close()
         if data is None:

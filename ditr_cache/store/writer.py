@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,6 +54,8 @@ def read_identity(store: Path) -> dict[str, Any]:
     try:
         attributes = json.loads(data)["attributes"]["ditr_cache"]
         version, identity = attributes["format_version"], attributes["identity"]
+        # NaN, lone surrogates and what is nested too deeply cannot be written again
+        root_document(identity)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MetadataError("not the root of a ditr-cache store", where=where) from error
     if version != FORMAT_VERSION or not isinstance(identity, dict):
@@ -100,7 +104,8 @@ class StoreWriter:
             raise StoreError("this is a file, a store is a folder", where=path)
         if path.is_dir() and not (path / "zarr.json").exists():
             others = [p.name for p in path.iterdir() if not _is_ours(p.name)]
-            if others:
+            # another process may have created the store since
+            if others and not (path / "zarr.json").exists():
                 raise StoreError(
                     f"the folder is not empty and not a store (it holds {sorted(others)[0]})",
                     where=path,
@@ -167,6 +172,12 @@ class StoreWriter:
         except FileNotFoundError:
             # a collector may take our temporary file only when the block has a receipt already
             won = path.exists() and path.read_bytes() == data
+        except OSError:
+            # a full disk must not keep the block as well; but a receipt that stands refers to it
+            self._active.discard(receipt.folder.removeprefix("blocks/"))
+            if not path.exists():
+                self._fs.remove_tree(self.path / receipt.folder)
+            raise
         self._active.discard(receipt.folder.removeprefix("blocks/"))
         if not won:
             self._fs.remove_tree(self.path / receipt.folder)
@@ -188,10 +199,13 @@ class StoreWriter:
     def failures(self) -> dict[str, str]:
         """Latest reason by block, for blocks that have no receipt."""
         done, found = self.committed(), {}
-        for path in sorted((self.path / "failures").glob("[!.]*.json"), key=lambda p: p.stat().st_mtime):
+        for path in sorted((self.path / "failures").glob("[!.]*.json"), key=_changed):
             try:
                 record = json.loads(path.read_bytes())["failure"]
                 block, reason = str(record["block"]), str(record["reason"])
+            except FileNotFoundError:
+                # its block was committed meanwhile
+                continue
             except (ValueError, KeyError, TypeError) as error:
                 raise MetadataError("not a failure record", where=path, hint="Remove the file.") from error
             if block not in done:
@@ -205,17 +219,7 @@ class StoreWriter:
         finalisers lost 5 of 10 blocks when tried.
         """
         with self._fs.lock(self.path / ".lock"):
-            while True:
-                names = self._receipt_names()
-                manifest = build_manifest(self.identity, self._plans(), self.receipts())
-                data = manifest.to_bytes()
-                name = f"manifest-{hashlib.sha256(data).hexdigest()}.json"
-                if not (self.path / name).exists():
-                    self._fs.create_exclusively(self.path / name, data)
-                self._fs.replace(self.path / "STORE_CARD.md", store_card(manifest).encode())
-                self._fs.replace(self.path / "LATEST", f"{name}\n".encode())
-                if self._receipt_names() == names:
-                    break
+            manifest, name = self._point_latest()
             self._collect(manifest, now=False, keep=name)
         return manifest
 
@@ -227,12 +231,27 @@ class StoreWriter:
                 replaced. Only when no writer is at work.
         """
         with self._fs.lock(self.path / ".lock"):
-            manifest = build_manifest(self.identity, self._plans(), self.receipts())
-            latest = self.path / "LATEST"
-            keep = latest.read_text("ascii").strip() if latest.exists() else None
-            return self._collect(manifest, now=now, keep=keep)
+            # first, so that no reader is sent to what goes
+            manifest, name = self._point_latest()
+            return self._collect(manifest, now=now, keep=name)
 
-    def _collect(self, manifest: Manifest, *, now: bool, keep: str | None) -> list[str]:
+    def _point_latest(self) -> tuple[Manifest, str]:
+        while True:
+            names = self._receipt_names()
+            # a receipt that is listed but not flushed would be in the manifest, and gone after a power cut
+            self._fs.sync_folder(self.path / "receipts")
+            manifest = build_manifest(self.identity, self._plans(), self.receipts())
+            data = manifest.to_bytes()
+            name = f"manifest-{hashlib.sha256(data).hexdigest()}.json"
+            if not (self._fs.create_exclusively(self.path / name, data)):
+                # one that was damaged since
+                self._fs.replace(self.path / name, data)
+            self._fs.replace(self.path / "STORE_CARD.md", store_card(manifest).encode())
+            self._fs.replace(self.path / "LATEST", f"{name}\n".encode())
+            if self._receipt_names() == names:
+                return manifest, name
+
+    def _collect(self, manifest: Manifest, *, now: bool, keep: str) -> list[str]:
         # called under the lock: temporary files beside it belong to dead processes
         removed: list[Path] = [*self.path.glob(".*.tmp"), *(self.path / "plans").glob(".*.tmp")]
         done = {block_file_name(b) for b in manifest.blocks}
@@ -249,11 +268,11 @@ class StoreWriter:
                 path
                 for path in (self.path / folder).glob(".*.tmp")
                 # .<block>.<g>.json.<uuid>.tmp
-                if now or path.name[1:].rsplit(".", 4)[0] in done or path.stat().st_mtime < horizon
+                if now or (folder == "receipts" and path.name[1:].rsplit(".", 4)[0] in done) or _changed(path) < horizon
             ]
         removed += [p for p in (self.path / "failures").glob("[!.]*.json") if p.name[:-38] in done]
         for path in self.path.glob("manifest-*.json"):
-            if keep is not None and path.name != keep and (now or path.stat().st_mtime < horizon):
+            if path.name != keep and (now or _changed(path) < horizon):
                 removed.append(path)
         for path in removed:
             if path.is_dir() and not path.is_symlink():
@@ -282,12 +301,14 @@ def _is_ours(name: str) -> bool:
     )
 
 
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        # its writer is alive and has just cleaned up: nothing to collect
+        return math.inf
+
+
 def _newest(folder: Path) -> float:
-    times = [folder.stat().st_mtime]
-    for path in folder.rglob("*"):
-        try:
-            times.append(path.lstat().st_mtime)
-        except FileNotFoundError:
-            # its writer was beaten and cleans up
-            continue
-    return max(times)
+    entries = ((parent, name) for parent, folders, files in os.walk(folder) for name in (".", *folders, *files))
+    return max((_changed(Path(parent, name)) for parent, name in entries), default=math.inf)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything a newcomer needs: `make demo` and `make test` work in a fresh clone with Python 3.11 or newer and make.
+
+PYTHON ?= python3
+# Test processes; each computes on one thread, so that two of them do not fight over the same cores.
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n $(JOBS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow lint format check bench clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install the pinned versions (again only when they change)
+
+# torch comes first and alone: the pin decides its version before any other package can ask for one.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ditr-cache needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0 setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,fast]'
+	@touch $@
+
+demo: setup ## rooms -> features -> verified store -> picture, in demo/
+	$(BIN)/python benchmarks/demo.py
+
+test: setup ## the tests, without the ones that take minutes
+	$(PYTEST) $(PARALLEL) -m "not slow"
+
+slow: setup ## the tests that take minutes
+	$(PYTEST) -m slow
+
+lint: setup ## style, types, layers, Dockerfile
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy ditr_cache
+	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
+
+format: setup ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+check: lint test ## what a change must pass
+
+bench: setup ## every benchmark, one after the other; results go to benchmarks/results
+	@set -e; for script in $(filter-out benchmarks/demo.py,$(wildcard benchmarks/[a-z]*.py)); do \
+		echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove what was built or cached
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf $(VENV)

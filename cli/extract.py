@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ditr-cache extract SOURCE STORE`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ditr_cache.cli.errors import ExitCode
+from ditr_cache.cli.interrupt import graceful_stop
+from ditr_cache.cli.options import Shard, StoreFolder, config_options, reports, shard_from_slurm
+from ditr_cache.cli.output import Output
+from ditr_cache.cli.progress import progress_for
+from ditr_cache.cli.text import bytes_, duration, number, share
+
+if TYPE_CHECKING:
+    from ditr_cache.config import ExtractConfig
+    from ditr_cache.datasets import Dataset
+    from ditr_cache.pipelines.report import Estimate, ExtractReport
+
+__all__ = ["command"]
+
+
+def _dataset_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from ditr_cache.datasets import readers
+
+    return [CompletionItem(name) for name in ("auto", *sorted(readers())) if name.startswith(incomplete)]
+
+
+def _check_dataset(ctx: click.Context, param: click.Parameter, name: str) -> str:
+    # not click.Choice: the help page would wait for NumPy and for other packages' entry points
+    if name != "auto" and not ctx.resilient_parsing:
+        from ditr_cache.datasets import readers
+
+        if name not in readers():
+            raise click.BadParameter(f"{name!r} is not one of auto, {', '.join(sorted(readers()))}.", ctx, param)
+    return name
+
+
+@click.command(
+    "extract",
+    short_help="Show every image to the ViT once; keep what points need.",
+    epilog="""\b
+Examples:
+  ditr-cache extract synthetic:rooms=2,views=4 rooms
+  ditr-cache extract /data/scannet scannet.store -n
+  ditr-cache extract /data/nuscenes nus.store -s store.dtype=int8
+  ditr-cache extract my-capture out.store --weights dinov2-base/
+  ditr-cache extract /data/scannet scannet.store --shard 3/16
+
+All settings: ditr-cache config show extract""",
+)
+@click.argument("source", type=click.Path())
+@click.argument("store", type=StoreFolder())
+@click.option(
+    "--dataset",
+    "dataset_name",
+    default="auto",
+    metavar="NAME",
+    shell_complete=_dataset_names,
+    callback=_check_dataset,
+    help="Kind of data set; guessed from its files by default.",
+)
+@config_options
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Backbone from a local folder in Hugging Face layout (backbone.weights).",
+)
+@click.option(
+    "--shard",
+    type=Shard(),
+    metavar="i/n",
+    help="Do part i of n, 0 <= i < n; any number of machines may fill one store. Taken from SLURM's array if there "
+    "is one.",
+)
+@click.option("--redo", is_flag=True, help="Do finished blocks again, too.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done: images, bytes, time.")
+@reports(resumes=True)
+def command(
+    output: Output,
+    source: str,
+    store: Path,
+    dataset_name: str,
+    configs: tuple[str, ...],
+    overrides: tuple[str, ...],
+    weights: Path | None,
+    shard: tuple[int, int] | None,
+    redo: bool,
+    dry_run: bool,
+) -> ExitCode:
+    """Extract the features of a data set into a store.
+
+    SOURCE is a data set in its own layout, or synthetic: for generated rooms. STORE is a folder; if it is there, what
+    is missing in it is added. An interrupted run goes on when the same command is given again.
+    """
+    dataset = _open(source, dataset_name, output)
+    config = _configure(dataset, configs, overrides, weights)
+    part = shard or _slurm(output) or (0, 1)
+
+    from ditr_cache.pipelines.extract import Extract, pick_device
+
+    if config.run.device == "auto" and pick_device("auto") == "cpu":
+        output.warning("no CUDA device: the ViT runs on the CPU, which is many times slower")
+
+    with progress_for(output) as progress:
+        pipeline = Extract(dataset, store, config, shard=part, redo=redo, progress=progress)
+        if dry_run:
+            estimate = pipeline.estimate()
+        else:
+            with graceful_stop(pipeline.request_stop):
+                report = pipeline.run()
+    if dry_run:
+        _show_estimate(output, estimate, config)
+        return ExitCode.OK
+    _show_report(output, report, store)
+    if report.interrupted:
+        output.error("interrupted; what is finished is kept", "Run the same command again to go on.")
+        return ExitCode.INTERRUPTED
+    return ExitCode.INCOMPLETE if report.failures or report.dropped else ExitCode.OK
+
+
+def _open(source: str, name: str, output: Output) -> Dataset:
+    from ditr_cache.datasets import guess_dataset, open_dataset
+
+    if name == "auto":
+        guess = guess_dataset(source)
+        name = guess.name
+        output.status(f"data set: {name} ({guess.evidence})")
+    return open_dataset(source, name)
+
+
+def _configure(
+    dataset: Dataset, configs: tuple[str, ...], overrides: tuple[str, ...], weights: Path | None
+) -> ExtractConfig:
+    from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
+
+    layers: list[dict[str, Any]] = [read_named_yaml("extract", name) for name in (dataset.preset, *configs)]
+    if weights is not None:
+        layers.append({"backbone": {"weights": str(weights)}})
+    return load_config(ExtractConfig, layers, overrides)
+
+
+def _slurm(output: Output) -> tuple[int, int] | None:
+    part = shard_from_slurm(os.environ)
+    if part is not None:
+        output.status(f"shard {part[0]}/{part[1]}, from SLURM's array")
+    return part
+
+
+def _show_estimate(output: Output, estimate: Estimate, config: ExtractConfig) -> None:
+    output.document(estimate.to_dict())
+    size = estimate.bytes_int8 if config.store.dtype == "int8" else estimate.bytes_f16
+    output.facts(
+        [
+            ("blocks", number(estimate.blocks)),
+            ("samples", number(estimate.samples)),
+            ("frames", number(estimate.frames)),
+            ("images", f"{number(estimate.images)} (frames x variants)"),
+            ("points", f"about {number(estimate.points_estimate)}"),
+            ("features", f"{estimate.grid[0]} x {estimate.grid[1]} patches of {estimate.dim} channels"),
+            ("size as f16", f"about {bytes_(estimate.bytes_f16)}"),
+            ("size as int8", f"about {bytes_(estimate.bytes_int8)}"),
+            ("int8 cosine error, p99", _error(estimate.int8_cosine_error_p99)),
+            ("free disk", bytes_(estimate.free_bytes)),
+            ("device", estimate.device),
+            ("time", f"about {duration(estimate.seconds)} ({estimate.seconds_per_image:.3f} s an image)"),
+        ]
+    )
+    if size > estimate.free_bytes:
+        output.warning(f"the store will need about {bytes_(size)}, and {bytes_(estimate.free_bytes)} are free")
+
+
+def _show_report(output: Output, report: ExtractReport, store: Path) -> None:
+    output.document(report.to_dict())
+    done, there, failed = number(report.blocks_done), number(report.blocks_skipped), number(report.blocks_failed)
+    facts: list[tuple[str, object]] = [
+        ("blocks", f"{done} done, {there} were there already, {failed} failed, of {number(report.blocks_planned)}"),
+        ("images", f"{number(report.images)} in {duration(report.seconds)}, {report.images_per_second:.1f} images/s"),
+        ("device", report.device),
+        ("frames left out", f"{len(report.dropped)} failed, {len(report.skipped)} without a valid pose"),
+    ]
+    whole: list[tuple[str, object]] = [
+        ("points", f"{number(report.points)}, {share(report.points_seen, report.points)} of them seen"),
+        ("views a point", number(report.views_per_point, 2)),
+        ("rows", f"{number(report.rows)} patch features for {number(report.hits)} (point, view) pairs"),
+        ("size", bytes_(report.bytes)),
+        ("content digest", report.digest),
+    ]
+    if report.int8_cosine_error_p99 is not None:
+        whole.append(("int8 cosine error, p99", _error(report.int8_cosine_error_p99)))
+    output.facts(facts, title="This run")
+    output.facts(whole, title=f"The store: {store}")
+    blocks = [f"{block}: {reason}" for block, reason in report.failed.items()]
+    output.listing("Failed blocks (the same command tries them again):", blocks)
+    output.listing("Failed frames:", [_frame(note) for note in report.dropped])
+
+
+def _frame(note: Any) -> str:
+    return f"{note.sample}{f' {note.view}' if note.view is not None else ''}: {note.reason}"
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options and arguments that commands share."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ditr_cache.cli.errors import ExitCode, handled
+from ditr_cache.cli.output import Output
+
+__all__ = ["ConfigName", "Shard", "StoreFolder", "config_options", "reports", "shard_from_slurm"]
+
+Command = Callable[..., ExitCode | None]
+
+
+def reports(*, resumes: bool = False, json: bool = True) -> Callable[[Command], Callable[..., None]]:
+    """Give a command `-q`, `-v`, `--json` and an `Output` as first argument; its errors become messages.
+
+    Args:
+        resumes: The same command, given again, goes on where it was interrupted.
+        json: Whether there is `--json`.
+    """
+
+    def decorate(function: Command) -> Callable[..., None]:
+        @click.option("-q", "--quiet", is_flag=True, help="Only results, warnings and errors.")
+        @click.option("-v", "--verbose", is_flag=True, help="Say more; tracebacks.")
+        @functools.wraps(function)
+        def command(*args: Any, quiet: bool, verbose: bool, as_json: bool = False, **options: Any) -> None:
+            if quiet and verbose:
+                raise click.UsageError("-q and -v exclude each other.")
+            output = Output(json=as_json, quiet=quiet, verbose=verbose)
+            with handled(output, resumes=resumes), _log_to(output):
+                code = function(output, *args, **options)
+            raise click.exceptions.Exit(code or ExitCode.OK)
+
+        return click.option("--json", "as_json", is_flag=True, help="The result as JSON.")(command) if json else command
+
+    return decorate
+
+
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`-c FILE|NAME` and `-s a.b=c`; the function gets `configs` and `overrides`."""
+    for option in (
+        click.option(
+            "-s",
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="a.b=c",
+            help="Change one setting, e.g. images.size=[420,560]. Repeatable; wins over -c.",
+        ),
+        click.option(
+            "-c",
+            "--config",
+            "configs",
+            type=ConfigName(),
+            multiple=True,
+            help="Settings from a YAML file, or installed ones by name. Repeatable, later ones win.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+class ConfigName(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
+    """An installed configuration or a YAML file; completes both."""
+
+    name = "FILE|NAME"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names that fit, else files."""
+        from ditr_cache.config import config_names
+
+        names = [CompletionItem(name) for name in config_names("extract") if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+
+class StoreFolder(click.Path):
+    """A folder; URLs are refused rather than taken for strange folder names."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a path."""
+        scheme, colon, rest = str(value).partition("://")
+        if colon and scheme != "file":
+            self.fail(f"This version keeps stores in folders, not at {scheme}:// URLs.", param, ctx)
+        return super().convert(rest if colon else value, param, ctx)
+
+
+class Shard(click.ParamType):  # type: ignore[type-arg]
+    """`i/n`, 0 <= i < n."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Text to (i, n)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value))
+        if match is None or not int(match[1]) < int(match[2]):
+            self.fail(f"{value!r} is not i/n with 0 <= i < n, such as 0/16 for the first of 16.", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+def shard_from_slurm(environ: Mapping[str, str]) -> tuple[int, int] | None:
+    """Which part of a job array this process is; None outside of one.
+
+    Raises:
+        click.UsageError: If the array's task numbers are not evenly spaced, so that no part follows from them.
+    """
+    try:
+        task, count = int(environ["SLURM_ARRAY_TASK_ID"]), int(environ["SLURM_ARRAY_TASK_COUNT"])
+        first, step = int(environ["SLURM_ARRAY_TASK_MIN"]), int(environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+    except (KeyError, ValueError):
+        return None
+    last = int(environ.get("SLURM_ARRAY_TASK_MAX", first + (count - 1) * step))
+    index, rest = divmod(task - first, max(step, 1))
+    if rest or not 0 <= index < count or last != first + (count - 1) * step:
+        raise click.UsageError(
+            f"SLURM's array (task {task} of {first}..{last}, {count} tasks) is not evenly spaced: give --shard i/n."
+        )
+    return index, count
+
+
+class _OutputHandler(logging.Handler):
+    """What the library logs, said like everything else."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.DEBUG if output.verbose else logging.INFO)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say = self._output.warning if record.levelno >= logging.WARNING else self._output.status
+        say(self.format(record))
+
+
+@contextmanager
+def _log_to(output: Output) -> Iterator[None]:
+    logger, handler = logging.getLogger("ditr_cache"), _OutputHandler(output)
+    logger.addHandler(handler)
+    logger.setLevel(handler.level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ditr-cache verify STORE`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ditr_cache.cli.errors import ExitCode
+from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.output import Output
+from ditr_cache.cli.progress import progress_for
+from ditr_cache.cli.text import bytes_, number
+
+__all__ = ["command"]
+
+
+@click.command(
+    "verify",
+    short_help="Check every byte of a store.",
+    epilog="\b\nExample:\n  ditr-cache verify rooms && rsync -a rooms elsewhere:",
+)
+@click.argument("store", type=StoreFolder())
+@click.option("--quick", is_flag=True, help="Only documents and sizes: finds what is lost, not what is damaged.")
+@reports()
+def command(output: Output, store: Path, quick: bool) -> ExitCode:
+    """Read a whole store and compare it with what was written.
+
+    Every object must be there, with its size and checksums, and hold what the format allows. If something is off it is
+    listed, and the exit code is 4.
+    """
+    from ditr_cache.pipelines.verify import Verify
+
+    with progress_for(output, unit="bytes") as progress:
+        report = Verify(store, deep=not quick, progress=progress).run()
+    output.document({"ok": report.ok, **asdict(report)})
+    for problem in report.problems:
+        output.line(f"{problem.path}: {problem.what}")
+    for note in report.notes:
+        output.status(f"note: {note.path}: {note.what}")
+    checked = f"{number(report.objects)} objects, {bytes_(report.bytes)}, {number(report.blocks)} blocks"
+    if report.ok:
+        output.line(f"ok: {checked}" + " (documents and sizes only)" * quick)
+        return ExitCode.OK
+    output.error(
+        f"{number(len(report.problems))} problems in {checked}",
+        "Remove what is damaged from receipts/ and extract it again, or fetch a sound copy.",
+    )
+    return ExitCode.MISMATCH

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a store the one that was written?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ditr_cache.errors import StoreError
+from ditr_cache.pipelines.progress import Progress, Silent
+from ditr_cache.store.reader import read_manifest
+from ditr_cache.store.verify import VerifyReport, verify_store
+
+__all__ = ["Verify"]
+
+
+class Verify:
+    """Reads a whole store.
+
+    Args:
+        store: Its folder.
+        deep: All data, or only documents and the sizes of data objects.
+        progress: Who listens; counts bytes.
+    """
+
+    def __init__(self, store: Path, *, deep: bool = True, progress: Progress | None = None) -> None:
+        self._store, self._deep = store, deep
+        self._progress: Progress = progress or Silent()
+
+    def run(self) -> VerifyReport:
+        """Check it. Damage is reported, not raised.
+
+        Raises:
+            StoreNotFoundError: If there is no store.
+        """
+        if self._deep:
+            self._progress.begin(self._bytes_to_read())
+        try:
+            return verify_store(self._store, progress=self._progress.advance, deep=self._deep)
+        finally:
+            self._progress.end()
+
+    def _bytes_to_read(self) -> int:
+        """Of the blocks; 0 where the manifest cannot tell, which verification will say better."""
+        try:
+            manifest, _ = read_manifest(self._store)
+        except (StoreError, OSError):
+            return 0
+        return sum(receipt.size for receipt in manifest.blocks.values())
