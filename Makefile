@@ -5,6 +5,11 @@ PYTHON ?= python3
 # Test processes; each computes on one thread, so that two of them do not fight over the same cores.
 JOBS ?= 2
 
+# What `make demo` extracts, and with which ViT: the embedded one, DITR_CACHE_WEIGHTS (a local Hugging Face folder), or a
+# name, as in: make demo BACKBONE='-s backbone.name=dinov2-small'
+ROOMS ?= synthetic:rooms=6,views=12
+BACKBONE ?= $(if $(DITR_CACHE_WEIGHTS),--weights $(DITR_CACHE_WEIGHTS))
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,7 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## rooms -> features -> verified store -> picture, in demo/
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/ditr-cache extract $(ROOMS) demo/rooms.store $(BACKBONE)
+	$(BIN)/ditr-cache verify demo/rooms.store
+	$(BIN)/ditr-cache picture $(ROOMS) demo/rooms.store demo/rooms.png
+	@echo "Look at demo/rooms.png"
 
 test: setup ## the tests, without the ones that take minutes
 	$(PYTEST) $(PARALLEL) -m "not slow"
@@ -51,7 +59,7 @@ format: setup ## let ruff mend what it can
 check: lint test ## what a change must pass
 
 bench: setup ## every benchmark, one after the other; results go to benchmarks/results
-	@set -e; for script in $(filter-out benchmarks/demo.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	@set -e; for script in $(wildcard benchmarks/[a-z]*.py); do \
 		echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove what was built or cached

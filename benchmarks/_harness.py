@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -51,7 +52,9 @@ def environment() -> dict[str, Any]:
 def interleaved(
     functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Time functions side by side, A B C then C B A, so that drift and neighbours hit all alike.
+    """Time functions side by side, every round in another order, so that drift and neighbours hit all alike.
+
+    A B C then C B A would not do: A and C would follow themselves, with their memory and code still hot, and B never.
 
     Args:
         functions: By name.
@@ -63,9 +66,9 @@ def interleaved(
         of the CPU time, which other work on the machine disturbs less.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-    order = list(functions.items())
+    shuffler = random.Random(0)
     for turn in range(warmup + rounds):
-        for name, function in order if turn % 2 == 0 else reversed(order):
+        for name, function in shuffler.sample(list(functions.items()), len(functions)):
             start, start_cpu = time.perf_counter(), time.process_time()
             function()
             elapsed = time.perf_counter() - start, time.process_time() - start_cpu

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,14 @@ def work_folder() -> Path:
 
 
 def build_store(source: Source, folder: Path, dtype: str = "float16") -> FeatureStore:
-    """A new store of one sample with all its views; points are left out."""
+    """A new store of one sample with all its views."""
     dataset = open_dataset(data_folder() / source.folder)
     planned = dataset.plan()[0].samples[0]
-    scene = replace(dataset.load(planned.id), views=())
-    views = dataset.load(planned.id).views
+    scene = dataset.load(planned.id)
+    views = scene.views
     hits = list(_view_hits(source, scene.points.coord, scene.points.origin, views))
     maps = _patch_maps(source, views)
-    settings = BlockSettings(
-        dim=maps.shape[2], dtype=dtype, points=False, class_token=False, align_views=source.align_views
-    )
+    settings = BlockSettings(dim=maps.shape[2], dtype=dtype, align_views=source.align_views)
     writer = StoreWriter.create(folder, {"benchmark": source.name, "dtype": dtype})
     names = tuple(v.name for v in views)
     sample = PlannedSample(id=scene.id, split=planned.split, views=names)

@@ -136,9 +136,8 @@ def main() -> int:
     print(f"{environment()['cpu']}; {len(coord):,} points x {count} views; {equal:.4%} equal to float64")
     for threads, result in timings.items():
         for name, times in result.items():
-            print(
-                f"{threads} {name:22s} {times['median'] / count * 1e3:7.2f} ms a view, {times['cpu'] / count * 1e3:.2f} core-ms"
-            )
+            wall, cpu = (times[k] / count * 1e3 for k in ("median", "cpu"))
+            print(f"{threads} {name:22s} {wall:7.2f} ms a view, {cpu:.2f} core-ms")
         ratios[threads] = {k: r["median"] / result["ours"]["median"] for k, r in result.items() if k != "ours"}
         print(f"{threads} ratios " + ", ".join(f"{ratio:.2f}x {name}" for name, ratio in ratios[threads].items()))
     print(f"floor  {floor_ms:.3f} ms a view ({touched / 1e6:.1f} MB at the speed of a copy)")

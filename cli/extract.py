@@ -101,6 +101,8 @@ def command(
     """
     dataset = _open(source, dataset_name, output)
     config = _configure(dataset, configs, overrides, weights)
+    backbone = config.backbone.weights or config.backbone.name
+    output.status(f"settings: {' + '.join([dataset.preset, *configs])}; backbone: {backbone}")
     part = shard or _slurm(output) or (0, 1)
 
     from ditr_cache.pipelines.extract import Extract, pick_device

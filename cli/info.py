@@ -11,7 +11,7 @@ import click
 
 from ditr_cache.cli.options import StoreFolder, reports
 from ditr_cache.cli.output import Output
-from ditr_cache.cli.text import bytes_, number, share
+from ditr_cache.cli.text import bytes_, number, plural, share
 
 if TYPE_CHECKING:
     from ditr_cache.pipelines.inspect import InfoReport
@@ -61,9 +61,8 @@ def command(output: Output, store: Path, samples: bool) -> None:
     if report.random_weights:
         output.warning("the ViT had random weights: these features carry no meaning")
     if report.not_finalised:
-        output.warning(
-            f"{report.not_finalised} finished blocks are not visible to readers yet: ditr-cache finalize {store}"
-        )
+        hidden = plural(report.not_finalised, "finished block")
+        output.warning(f"readers do not see {hidden} yet; run: ditr-cache finalize {store}")
 
 
 def _facts(report: InfoReport) -> Iterator[tuple[str, object]]:

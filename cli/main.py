@@ -17,7 +17,7 @@ from ditr_cache.cli.interrupt import sigterm_as_ctrl_c
 __all__ = ["group", "main"]
 
 # in the order of a store's life, which is also that of the help page
-COMMANDS = ("extract", "finalize", "gc", "info", "verify", "config", "doctor", "completion")
+COMMANDS = ("extract", "finalize", "gc", "info", "verify", "picture", "config", "doctor", "completion")
 
 
 class LazyGroup(click.Group):
@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
         """Find the command that the arguments name, or say which one was meant."""
         if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(f"No such command {args[0]!r}." + f" Did you mean {near[0]!r}?" * bool(near))
+            ctx.fail(f"No such command {args[0]!r}." + "".join(f" Did you mean {name!r}?" for name in near))
         return super().resolve_command(ctx, args)
 
 

@@ -136,7 +136,7 @@ class Bar:
 
 def _amounts(done: int, total: int, unit: Unit) -> str:
     if unit == "bytes":
-        return f"{bytes_(done)} of {bytes_(total)}" if total else bytes_(done)
+        return f"{bytes_(done)} of {bytes_(max(done, total))}" if total else bytes_(done)
     return f"{done:,} of {total:,} images"
 
 

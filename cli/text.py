@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["align", "bytes_", "clean", "duration", "number", "share"]
+__all__ = ["align", "bytes_", "clean", "duration", "number", "plural", "share"]
 
 
 def clean(text: object) -> str:
@@ -16,6 +16,11 @@ def clean(text: object) -> str:
 def number(value: float | None, digits: int = 0) -> str:
     """With thousands separators; `-` for None."""
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def plural(count: int, what: str) -> str:
+    """A count and what is counted."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def share(part: int, whole: int) -> str:

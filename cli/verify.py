@@ -12,7 +12,7 @@ from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.options import StoreFolder, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.progress import progress_for
-from ditr_cache.cli.text import bytes_, number
+from ditr_cache.cli.text import bytes_, plural
 
 __all__ = ["command"]
 
@@ -40,12 +40,12 @@ def command(output: Output, store: Path, quick: bool) -> ExitCode:
         output.line(f"{problem.path}: {problem.what}")
     for note in report.notes:
         output.status(f"note: {note.path}: {note.what}")
-    checked = f"{number(report.objects)} objects, {bytes_(report.bytes)}, {number(report.blocks)} blocks"
+    checked = ", ".join([plural(report.objects, "object"), bytes_(report.bytes), plural(report.blocks, "block")])
     if report.ok:
         output.line(f"ok: {checked}" + " (documents and sizes only)" * quick)
         return ExitCode.OK
     output.error(
-        f"{number(len(report.problems))} problems in {checked}",
-        "Remove what is damaged from receipts/ and extract it again, or fetch a sound copy.",
+        f"{plural(len(report.problems), 'problem')} in {checked}",
+        "Fetch a sound copy, or extract again with --redo.",
     )
     return ExitCode.MISMATCH

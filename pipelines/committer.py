@@ -93,8 +93,6 @@ class Committer(threading.Thread):
         finally:
             if self._writer is not None:
                 self._store.abandon(self._writer)
-            # nobody may wait for a permit that a dead committer would have given back
-            self._permits.release(1 << 20)
 
     def _handle(self, event: Event) -> None:
         block = event.block
@@ -190,12 +188,15 @@ class Committer(threading.Thread):
             return
         reason = " ".join(str(block.failure).split()) or type(block.failure).__name__
         self.failed.append((block, reason))
-        self.disk_full |= isinstance(block.failure, OSError) and block.failure.errno in (errno.ENOSPC, errno.EDQUOT)
         self.notes.put(f"block {block.plan.id} failed: {reason}")
+        if isinstance(block.failure, OSError) and block.failure.errno in (errno.ENOSPC, errno.EDQUOT):
+            # not the block's fault, and records of it would fill the disk further with every attempt
+            self.disk_full = True
+            return
         try:
             self._store.fail(block.plan.id, reason)
         except OSError as error:
-            # a full disk cannot hold the record either; the report names the block all the same
+            # the report names the block all the same
             self.notes.put(f"the failure of block {block.plan.id} could not be recorded: {error}")
 
     def _drop(self, sample: str, view: str | None, error: DitrCacheError) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,8 @@ from ditr_cache.types import SamplePlan
 __all__ = ["estimate"]
 
 MEASURED_FRAMES = 4
+MEASURED_SAMPLES = 32
+"""How many are tried for usable frames."""
 HIT_BYTES = 1.0
 """Stored size of a hit; 0.7 to 2.2 were measured, by how points are ordered."""
 POINT_BYTES = 31
@@ -83,22 +84,31 @@ def _measure_preparing(
 ) -> tuple[int, list[PreparedFrame], float]:
     """Points of the first usable sample, a few of its frames, and the seconds that preparing one took."""
     reason = "the plan has no samples"
-    for sample, names in _some(samples, config):
+    for sample in _some(samples):
+        names = frozenset(select_views(sample, config))
         try:
             scene = dataset.load(sample.id)
-            views = [v for v in scene.views if v.name in names and not (v.problem or check_camera(v.camera))]
-            views = views[:: max(1, len(views) // MEASURED_FRAMES)][:MEASURED_FRAMES]
-            began = time.perf_counter()
-            prepared = [prepare_frame(scene, view, 0, backbone.patch_size, config) for view in views]
-        except (SampleError, FrameError, OSError) as error:
+        except (SampleError, OSError) as error:
             reason = str(error)
             continue
-        if prepared and len(scene.points):
-            return len(scene.points), prepared, (time.perf_counter() - began) / len(prepared)
-        reason = f"{sample.id} has no usable frame"
+        views = [v for v in scene.views if v.name in names and not (v.problem or check_camera(v.camera))]
+        if not views or not len(scene.points):
+            reason = f"{sample.id} has no usable frame"
+            continue
+        prepared, began = [], time.perf_counter()
+        for view in views[:: max(1, len(views) // MEASURED_FRAMES)][:MEASURED_FRAMES]:
+            try:
+                prepared.append(prepare_frame(scene, view, 0, backbone.patch_size, config))
+            except (FrameError, OSError) as error:
+                reason = str(error)
+        if prepared:
+            seconds = (time.perf_counter() - began) / len(prepared)
+            # those that fit into one batch
+            return len(scene.points), [p for p in prepared if p.grid == prepared[0].grid], seconds
     raise DatasetError(f"nothing could be measured: {reason}", where=dataset.name)
 
 
-def _some(samples: list[SamplePlan], config: ExtractConfig) -> Iterator[tuple[SamplePlan, frozenset[str]]]:
-    for sample in samples[:: max(1, len(samples) // 5)][:5]:
-        yield sample, frozenset(select_views(sample, config))
+def _some(samples: list[SamplePlan]) -> list[SamplePlan]:
+    """A few that are spread over the plan, then more of them, in case those are unusable."""
+    spread = samples[:: max(1, len(samples) // 5)][:5]
+    return [*spread, *(s for s in samples[:MEASURED_SAMPLES] if s not in spread)]

@@ -112,7 +112,7 @@ class Info:
         receipts = list(self._writer.receipts())
         manifest, version = self._manifest(receipts)
         present = list(manifest.blocks.values())
-        shown = {(r.block, r.uuid) for r in present}
+        shown = {(r.block, r.uuid) for r in present} if version else set()
         newest = build_manifest(self._writer.identity, (), receipts).blocks.values()
         missing = tuple(block.id for block in manifest.planned)
         failures = self._writer.failures()

@@ -112,12 +112,14 @@ class _Components:
         self._axes = self._axes * np.where(self._axes.sum(axis=0) < 0, -1.0, 1.0)
         self.explained = float(values[::-1][:3].sum() / max(values.sum(), 1e-12))
         projected = centred @ self._axes
-        self._low, self._high = np.percentile(projected, [2, 98], axis=0) if len(some) else (np.zeros(3), np.ones(3))
+        scale = np.percentile(projected, [2, 98], axis=0) if len(some) else np.array([[0.0] * 3, [1.0] * 3])
+        self._low, self._high = scale
 
     def __call__(self, rows_PD: NDArray[Any]) -> RGB:
         unit = (np.asarray(rows_PD, np.float64) - self._mean) @ self._axes
         unit = (unit - self._low) / np.maximum(self._high - self._low, 1e-9)
-        return (unit.clip(0, 1) * 255).astype(np.uint8)
+        colours: RGB = (unit.clip(0, 1) * 255).astype(np.uint8)
+        return colours
 
 
 def _patches(colour: _Components, one: Any, grid: tuple[int, int]) -> RGB:
@@ -132,7 +134,8 @@ def _patches(colour: _Components, one: Any, grid: tuple[int, int]) -> RGB:
 
 def _points(colour: _Components, everything: Any) -> RGB:
     rows = colour(everything.features.dequantise().rows)
-    return np.concatenate([rows, UNSEEN[None]])[everything.features.index]
+    colours: RGB = np.concatenate([rows, UNSEEN[None]])[everything.features.index]
+    return colours
 
 
 def _colours(points: PointCloud) -> RGB:
@@ -166,7 +169,7 @@ def _cloud(scene: Scene, colour_N3: RGB, seen_N: NDArray[np.bool_] | None) -> RG
     scale = 0.94 * min(width / max(high[0] - low[0], 1e-6), height / max(high[1] - low[1], 1e-6))
     pixel = (xy - (low + high) / 2) * scale * [1, -1] + [width / 2, height / 2]
     order = np.argsort(coord @ towards, kind="stable")
-    radius = int(np.clip(round(0.9 * np.sqrt(width * height / len(coord))), 1, 3))
+    radius = int(np.clip(round(1.5 * np.sqrt(width * height / len(coord))), 1, 3))
     for dy in range(radius):
         for dx in range(radius):
             column, row = (pixel[order] + [dx, dy]).astype(np.int64).T

@@ -84,10 +84,7 @@ def load_config(model: type[M], layers: Iterable[Mapping[str, Any]], overrides: 
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or model.__name__}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
+        lines = [f"  {'.'.join(map(str, e['loc'])) or model.__name__}: {_message(e)}" for e in error.errors()]
         kind = model.__name__.removesuffix("Config").lower()
         raise ConfigError(
             "these settings are not valid:\n" + "\n".join(lines),
@@ -101,6 +98,12 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _parse_override(text: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _DISTORTION = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 _LABELS = ("label", "segment", "class")
 _OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0, 1.0])  # a factor for each column: y and z change sides
 _MAX_SIDE = 65_536
+_MAX_NAME = 512  # characters, what a store can hold
 
 
 class Nerfstudio:
@@ -138,7 +139,7 @@ def _view_names(capture: Mapping[str, Any]) -> list[str]:
     seen: set[str] = set()
     for i, frame in enumerate(capture["frames"]):
         name = frame.get("file_path")
-        if not isinstance(name, str) or not name.isprintable() or name in seen:
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not name.isprintable() or name in seen:
             name = f"frames[{i}]"
             while name in seen:
                 name += "'"
@@ -155,7 +156,9 @@ def _split(capture: Mapping[str, Any]) -> str:
 
 def _view(folder: Path, capture: Mapping[str, Any], name: str, frame: Mapping[str, Any]) -> View:
     if frame.get("file_path") != name:
-        return unusable_view(name, f"file_path {frame.get('file_path')!r:.200} is missing, repeated or unprintable")
+        return unusable_view(
+            name, f"file_path {frame.get('file_path')!r:.200} is missing, repeated, overlong or unprintable"
+        )
     try:
         image = FileImage(inside(folder, name))
         camera = _camera({**capture, **frame}, name)

@@ -139,9 +139,9 @@ class Projector:
 
 
 def _within(uvz_3S: NDArray[T], bounds_32: Float64) -> NDArray[np.bool_]:
-    low_31, high_31 = np.split(bounds_32.astype(uvz_3S.dtype), 2, axis=1)
-    within_3S: NDArray[np.bool_] = uvz_3S > low_31
-    within_3S &= uvz_3S < high_31
+    bounds_32 = bounds_32.astype(uvz_3S.dtype)
+    within_3S: NDArray[np.bool_] = uvz_3S > bounds_32[:, :1]
+    within_3S &= uvz_3S < bounds_32[:, 1:]
     within_S: NDArray[np.bool_] = np.logical_and.reduce(within_3S, axis=0)
     return within_S
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -83,40 +84,45 @@ class BlockReader:
 
     def read_rows(self, views: Sequence[int], *, check: bool = True) -> NDArray[Any]:
         """Feature rows of `views`, one after the other, without padding: `[P, D]`; one `preadv` a view."""
-        ranges = self.view_rows[list(views)]
-        features = self.array("features")
-        lengths = ranges[:, 1] - ranges[:, 0]
-        out_PD = np.empty((int(lengths.sum()), *features.tail), features.dtype)
-        at = 0
-        for start, n in zip(ranges[:, 0].tolist(), lengths.tolist(), strict=True):
-            features.read_into(out_PD[at : at + n], start, check=check)
-            at += n
-        return out_PD
+        return self.array("features").read_ranges([self._row_ranges[v] for v in views], check=check)
 
-    def read_row_patch(self, view: int) -> NDArray[np.uint16]:
-        """`[R]` raster indices of one view's rows."""
-        return self.array("row_patch").read(*self.view_rows[view].tolist())
+    def read_row_patches(self, views: Sequence[int]) -> NDArray[np.uint16]:
+        """`[P]` raster indices of the rows that `read_rows` gives."""
+        return self.array("row_patch").read_ranges([self._row_ranges[v] for v in views])
 
     def read_hits(self, view: int, points: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
-        """One view's hits: points `[H]` ascending (int64, ready to index with), rows of the view `[H]`.
+        """One view's hits; see `read_hits_many`."""
+        return self.read_hits_many([view], points)[0]
+
+    def read_hits_many(self, views: Sequence[int], points: int) -> list[tuple[NDArray[np.int64], NDArray[np.uint16]]]:
+        """Hits of each view: points `[H]` ascending (int64, ready to index with), rows of the view `[H]`.
 
         Args:
-            view: Row of the view tables.
+            views: Rows of the view tables, of one sample.
             points: N of the sample.
+
+        Returns:
+            Arrays that are not to be written to: chunks that views share are decoded once.
 
         Raises:
             MetadataError: If a hit names a point or a row that does not exist.
         """
-        start, stop = self.view_hits[view].tolist()
-        if stop - start > points:
+        ranges = [self._hit_ranges[v] for v in views]
+        if any(stop - start > points for start, stop in ranges):
             raise MetadataError("a view sees more points than there are", where=self.receipt.folder)
-        step_H = self.array("hit_step").read(start, stop)
-        row_H = self.array("hit_row").read(start, stop)
-        point_H = np.cumsum(step_H, dtype=np.int64)
+        steps, rows = (self.array(name).decode_ranges(ranges) for name in ("hit_step", "hit_row"))
+        return [
+            self._checked_hits(self._row_ranges[view], step_H, row_H, points)
+            for view, step_H, row_H in zip(views, steps, rows, strict=True)
+        ]
+
+    def _checked_hits(
+        self, rows: tuple[int, int], step_H: NDArray[np.int32], row_H: NDArray[np.uint16], points: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        point_H = _running_sum(step_H)
         if len(step_H):
-            first, last = self.view_rows[view].tolist()
             ascending = step_H[0] >= 0 and (len(step_H) == 1 or int(step_H[1:].min()) > 0)
-            if not ascending or point_H[-1] >= points or int(row_H.max()) >= last - first:
+            if not ascending or point_H[-1] >= points or int(row_H.max()) >= rows[1] - rows[0]:
                 raise MetadataError("hits point outside their sample or view", where=self.receipt.folder)
         return point_H, row_H
 
@@ -135,6 +141,14 @@ class BlockReader:
         segments = {name: columns.pop(name) for name in list(columns) if name.startswith("segment")}
         origin = self.array("origin").read(sample, sample + 1)[0]
         return PointCloud(origin=origin, segments=segments, **columns)
+
+    @cached_property
+    def _row_ranges(self) -> list[tuple[int, int]]:
+        return [(start, stop) for start, stop in self.view_rows.tolist()]
+
+    @cached_property
+    def _hit_ranges(self) -> list[tuple[int, int]]:
+        return [(start, stop) for start, stop in self.view_hits.tolist()]
 
     def _ranges(self, name: str, limit: int | None) -> NDArray[np.int64]:
         ranges = self.array(name).read_all()
@@ -156,3 +170,14 @@ class BlockReader:
                 raise MetadataError("a view is listed twice", where=self.receipt.folder)
             found[key] = view
         return found
+
+
+def _running_sum(step_H: NDArray[np.int32]) -> NDArray[np.int64]:
+    # torch takes a fifth of NumPy's time, which is that of the whole decoding; who trains has it imported already, and
+    # who only looks at a store should not wait seconds for it
+    if "torch" not in sys.modules:
+        return np.cumsum(step_H, dtype=np.int64)
+    import torch
+
+    sum_H: NDArray[np.int64] = torch.from_numpy(step_H).cumsum(0).numpy()
+    return sum_H

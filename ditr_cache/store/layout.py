@@ -17,6 +17,7 @@ from ditr_cache.errors import MetadataError
 __all__ = [
     "ARRAYS",
     "BLOSC_LEVEL",
+    "BLOSC_NAME",
     "FORMAT_VERSION",
     "POINT_ARRAYS",
     "ArraySpec",
@@ -39,8 +40,10 @@ FEATURE_CHUNK_ROWS: Final = 64
 """Rows of a feature chunk: 64 halves the padding of 128 (3.3 % instead of 6.5 % of the redkitchen store)."""
 HIT_CHUNK: Final = 16_384
 POINT_CHUNK: Final = 16_384
-BLOSC_LEVEL: Final = 3
-"""lz4hc level. 0.76 bytes a hit against zstd-1's 0.66, decoded 3.5 times faster (benchmarks/reading.py)."""
+BLOSC_NAME: Final = "lz4"
+BLOSC_LEVEL: Final = 9
+"""0.97 bytes a hit against zstd-1's 0.66 (which adds 0.5 % to the redkitchen store), but decoded several times faster
+(benchmarks/reading.py); lz4hc saves 0.2 of them and takes five times as long to write."""
 MAX_CHUNK_BYTES: Final = 1 << 28
 MAX_SIDE: Final = 1 << 40
 MAX_POINTS: Final = 1 << 28
@@ -160,7 +163,7 @@ def _codec_chain(codec: Codec, dtype: str, itemsize: int) -> list[dict[str, Any]
             {
                 "name": "blosc",
                 "configuration": {
-                    "cname": "lz4hc",
+                    "cname": BLOSC_NAME,
                     "clevel": BLOSC_LEVEL,
                     "shuffle": "shuffle",
                     "typesize": itemsize,

@@ -15,15 +15,17 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditr_cache.config import canonical_json
 from ditr_cache.errors import IdentityMismatchError, MetadataError, StoreError, StoreNotFoundError
-from ditr_cache.store.block import BlockSettings, BlockWriter
 from ditr_cache.store.card import store_card
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import FORMAT_VERSION, block_file_name, group_document, is_block_folder
 from ditr_cache.store.manifest import Manifest, Plan, Receipt, build_manifest, parse
+
+if TYPE_CHECKING:
+    from ditr_cache.store.block import BlockSettings, BlockWriter
 
 __all__ = ["StoreWriter", "identity_difference", "read_identity", "root_document"]
 
@@ -157,6 +159,9 @@ class StoreWriter:
 
     def start_block(self, block: str, settings: BlockSettings) -> BlockWriter:
         """Begin a block under a fresh name."""
+        # it needs torch, for which those who only finalise or collect should not wait
+        from ditr_cache.store.block import BlockWriter
+
         unique = uuid.uuid4().hex
         folder = self.path / "blocks" / f"{block_file_name(block)}-{unique}"
         self._active.add(folder.name)
@@ -189,12 +194,15 @@ class StoreWriter:
         block.abort()
 
     def fail(self, block: str, reason: str) -> None:
-        """Record why a block has no receipt. The next run tries it again."""
+        """Record why a block has no receipt, in place of earlier records. The next run tries it again."""
         record = {"block": block, "reason": reason, "time": round(time.time())}
         body = canonical_json(record)
         document = canonical_json({"failure": record, "sha256": hashlib.sha256(body.encode()).hexdigest()})
-        name = f"{block_file_name(block)}-{uuid.uuid4().hex}.json"
-        self._fs.create_exclusively(self.path / "failures" / name, document.encode())
+        name = block_file_name(block)
+        earlier = [p for p in (self.path / "failures").glob("[!.]*.json") if p.name[:-38] == name]
+        self._fs.create_exclusively(self.path / "failures" / f"{name}-{uuid.uuid4().hex}.json", document.encode())
+        for path in earlier:
+            self._fs.remove(path)
 
     def failures(self) -> dict[str, str]:
         """Latest reason by block, for blocks that have no receipt."""

@@ -50,6 +50,7 @@ def test_budget(height, width, grid):
     assert (h // 14, w // 14) == grid
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 65_535), st.sampled_from([8, 14, 16, 32]))
 def test_budget_is_kept_and_used(height, width, budget, patch):
     h, w = target_size(height, width, patch, ImagesConfig(budget=budget))

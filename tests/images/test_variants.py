@@ -4,7 +4,7 @@ import colorsys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditr_cache.config import VariantsConfig
@@ -35,6 +35,7 @@ def test_variant_zero_is_the_image_itself():
     assert augment(x, 0, "scene", "view") is x
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.text(max_size=8), st.text(max_size=8))
 def test_flip_comes_after_the_same_jitter(draw, sample, view):
     x = image(h=5, w=7)
