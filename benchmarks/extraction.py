@@ -4,8 +4,8 @@
     python benchmarks/extraction.py [wall] [cpu] [memory]
 
 wall    extraction against the bare forward passes of the same batches, real ViT; target <= 1.10
-cpu     core-ms an image with a backbone that costs nothing, 1296 x 968 JPEG, 144,133 points; targets <= 18 (Pillow), <= 15
-        (simplejpeg), a depth map + 4, int8 + 2; and how many cores the pipeline keeps busy; target >= 0.9 of them
+cpu     core-ms an image with a backbone that costs nothing, 1296 x 968 JPEG, 144,133 points; targets <= 18 with Pillow,
+        <= 15 with simplejpeg, a depth map + 4, int8 + 2; and the share of the cores kept busy; target >= 0.9
 memory  peak resident memory with 250 views against 25; target <= 1.10
 
 Every cpu and memory figure comes from a process of its own.

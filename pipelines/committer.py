@@ -53,11 +53,13 @@ class Committer(threading.Thread):
         self._aborted = False
         self._awaited: Future[EncodedView] | None = None
         self.committed: list[str] = []
-        self.beaten: list[str] = []
         self.failed: list[tuple[BlockState, str]] = []
         self.disk_full = False
         self.images = 0
-        """Images of committed and of the current block that are written."""
+        """Images written so far, for the progress."""
+        self.stored = 0
+        """Images of the committed blocks."""
+        self._block_images = 0
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.error: BaseException | None = None
 
@@ -116,7 +118,7 @@ class Committer(threading.Thread):
 
     def _note(self, event: BeginBlock | BeginSample | LeaveOut) -> None:
         if isinstance(event, BeginBlock):
-            self._began = time.time()
+            self._began, self._block_images = time.time(), 0
             self._writer = self._store.start_block(event.block.plan.id, self._settings[event.block.plan.id])
             return
         assert self._writer is not None
@@ -148,6 +150,7 @@ class Committer(threading.Thread):
                 return
             self._writer.add_view(encoded)
             self.images += 1
+            self._block_images += 1
         except CancelledError:
             return
         except FrameError as error:
@@ -172,8 +175,9 @@ class Committer(threading.Thread):
         }
         receipt = writer.finish(block.generation, self._dataset, provenance)
         self._writer = None
-        won = self._store.commit(receipt)
-        (self.committed if won else self.beaten).append(block.plan.id)
+        if self._store.commit(receipt):
+            self.committed.append(block.plan.id)
+            self.stored += self._block_images
         if time.monotonic() - self._finalized > FINALIZE_EVERY_S:
             self._store.finalize()
             self._finalized = time.monotonic()
@@ -182,9 +186,8 @@ class Committer(threading.Thread):
         if self._writer is not None:
             self._store.abandon(self._writer)
             self._writer = None
-        if self._store.receipt(block.plan.id) is not None and block.generation == 0:
+        if self._store.has_receipt(block.plan.id, block.generation):
             # another writer was first, and its finaliser took our files
-            self.beaten.append(block.plan.id)
             return
         reason = " ".join(str(block.failure).split()) or type(block.failure).__name__
         self.failed.append((block, reason))

@@ -147,7 +147,7 @@ class Extract:
         finally:
             self.progress.end()
         passes = [first] if retry is None else [first, retry]
-        return self._report(manifest, mine, todo, passes, backbone, time.monotonic() - began)
+        return self._report(manifest, mine, passes, backbone, time.monotonic() - began)
 
     def estimate(self) -> Estimate:
         """Measure a few frames and extrapolate; writes nothing."""
@@ -292,7 +292,6 @@ class Extract:
         self,
         manifest: Manifest,
         mine: Sequence[BlockPlan],
-        todo: Sequence[BlockState],
         passes: Sequence[Committer],
         backbone: Backbone,
         seconds: float,
@@ -305,13 +304,14 @@ class Extract:
             # the second pass repeats only what a medium's failure cost
             first = {b.plan.id: reason for b, reason in passes[0].failed if not isinstance(b.failure, OSError)}
             failed |= first
-        images = sum(p.images for p in passes)
+        skipped = {r.block for r in receipts} - {*committed, *failed}
+        images = sum(p.stored for p in passes)
         total = coverage(manifest)
         errors = [r.int8_cosine_error_p99 for r in receipts if r.int8_cosine_error_p99 is not None]
         return ExtractReport(
             blocks_planned=len(mine),
             blocks_done=len(committed),
-            blocks_skipped=len(mine) - len(todo) + sum(len(p.beaten) for p in passes),
+            blocks_skipped=len(skipped),
             blocks_failed=len(failed),
             images=images,
             seconds=round(seconds, 3),

@@ -59,17 +59,22 @@ def ordinary_file(kind: type[DatasetError], path: Path) -> Iterator[None]:
 def inside(root: Path, relative: object) -> Path:
     """`root / relative` with all links resolved, for a `relative` that was read from a file.
 
+    The folders directly below `root` may themselves be links: large data sets are spread over disks that way.
+
     Raises:
-        DatasetError: If it is no relative path, or leads out of `root` (`..`, a symbolic link).
+        DatasetError: If it is no relative path, or leads out of `root` (`..`, a symbolic link further down).
     """
     if not isinstance(relative, str) or not relative or os.path.isabs(relative):
         raise DatasetError(f"{relative!r:.200} is not a relative path", where=root)
     base = os.path.realpath(root)
     try:
-        target = os.path.realpath(os.path.join(base, relative))
+        path = os.path.normpath(os.path.join(base, relative))
+        target = os.path.realpath(path)
+        top = os.path.realpath(os.path.join(base, os.path.relpath(path, base).split(os.sep)[0]))
     except ValueError:
         raise DatasetError(f"{relative!r:.200} is not a path", where=root) from None
-    if os.path.commonpath([base, target]) != base:
+    linked = os.path.isdir(top) and os.path.commonpath([top, target]) == top
+    if os.path.commonpath([base, path]) != base or not (linked or os.path.commonpath([base, target]) == base):
         raise DatasetError(
             f"{relative!r:.200} leads out of the data set",
             where=root,

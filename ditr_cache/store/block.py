@@ -174,15 +174,19 @@ class BlockWriter:
         self._point_names: AbstractSet[str] = frozenset()
         self.dropped: list[FrameNote] = []
         self.skipped: list[FrameNote] = []
-        fs.make_folder(folder)
         streams: tuple[tuple[str, str, tuple[int, ...], Codec], ...] = (
             ("features", settings.dtype, (settings.dim,), settings.compress),
             ("row_patch", "uint16", (), "none"),
             ("hit_step", "int32", (), "blosc"),
             ("hit_row", "uint16", (), "blosc"),
         )
-        for name, dtype, tail, codec in streams:
-            self._open(name, dtype, tail, codec)
+        try:
+            fs.make_folder(folder)
+            for name, dtype, tail, codec in streams:
+                self._open(name, dtype, tail, codec)
+        except OSError:
+            self.abort()
+            raise
 
     @property
     def has_samples(self) -> bool:

@@ -25,6 +25,8 @@ __all__ = ["ArrayReader", "open_inside"]
 _IOV_MAX = 1024
 _CHECKSUM = 4
 """Bytes of a crc32c."""
+_CRC32C_RESIDUE = 0x48674BC7
+"""crc32c of any bytes with their own crc32c behind them."""
 _HINT = "Find all damage with: ditr-cache verify STORE"
 
 
@@ -270,11 +272,10 @@ class ArrayReader:
         raw = np.empty(end - begin, np.uint8)
         self._fill([raw.data], len(raw), begin)
         for chunk, (offset, size) in enumerate(index, first):
-            stop = offset + size - begin
-            body = raw[offset - begin : stop - 4]
-            if google_crc32c.value(body) != int.from_bytes(raw[stop - 4 : stop].tobytes(), "little"):
+            stored = raw[offset - begin : offset - begin + size]
+            if google_crc32c.value(stored) != _CRC32C_RESIDUE:
                 raise CorruptStoreError(f"chunk {chunk} is damaged (crc32c)", where=self._where, hint=_HINT)
-            yield body
+            yield stored[:-_CHECKSUM]
 
     def _decode(self, body: NDArray[np.uint8], target: NDArray[Any], chunk: int) -> None:
         try:

@@ -64,7 +64,7 @@ def _announced_blosc(body: NDArray[np.uint8]) -> tuple[int, int]:
     """Decoded and encoded size in a Blosc 1 header; -1 without one."""
     if len(body) < 16:
         return -1, -1
-    size, encoded = struct.unpack_from("<I4xI", body, 4)
+    size, encoded = struct.unpack_from("<I4xI", body.data, 4)
     return size, encoded
 
 

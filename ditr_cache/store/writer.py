@@ -165,7 +165,11 @@ class StoreWriter:
         unique = uuid.uuid4().hex
         folder = self.path / "blocks" / f"{block_file_name(block)}-{unique}"
         self._active.add(folder.name)
-        return BlockWriter(folder, block, unique, settings, self._fs)
+        try:
+            return BlockWriter(folder, block, unique, settings, self._fs)
+        except OSError:
+            self._active.discard(folder.name)
+            raise
 
     def commit(self, receipt: Receipt) -> bool:
         """Make a finished block count. False if another writer was first; its block stands, ours is removed."""

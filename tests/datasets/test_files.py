@@ -44,12 +44,24 @@ def test_paths_that_lead_out(root, relative):
 
 def test_links_that_lead_out(root):
     (root / "link").symlink_to(root.parent / "secret")
-    (root / "folder").symlink_to(root.parent)
+    (root / "images" / "folder").symlink_to(root.parent)
     (root / "fine").symlink_to("images/a.jpg")
-    for relative in ("link", "folder/secret"):
+    for relative in ("link", "images/folder/secret"):
         with pytest.raises(DatasetError, match="leads out"):
             inside(root, relative)
     assert inside(root, "fine") == (root / "images/a.jpg").resolve()
+
+
+def test_top_level_folders_may_be_links(root):
+    elsewhere = root.parent / "other-disk"
+    elsewhere.mkdir()
+    (elsewhere / "b.jpg").touch()
+    (elsewhere / "out").symlink_to(root.parent)
+    (root / "samples").symlink_to(elsewhere)
+    assert inside(root, "samples/b.jpg") == (elsewhere / "b.jpg").resolve()
+    for relative in ("samples/out/secret", "samples/../../secret"):
+        with pytest.raises(DatasetError, match="leads out"):
+            inside(root, relative)
 
 
 def test_the_root_may_be_a_link(root):

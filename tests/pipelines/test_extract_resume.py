@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from ditr_cache.backbones import load_backbone
 from ditr_cache.config import BackboneConfig, ExtractConfig, load_config
 from ditr_cache.datasets.registry import open_dataset
 from ditr_cache.pipelines.extract import Extract
+from ditr_cache.store.block import BlockWriter
 from ditr_cache.store.manifest import Receipt
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.writer import StoreWriter
@@ -205,6 +207,85 @@ class TestTogether:
         assert [server.wait(pid) for pid in pids] == [0, 0, 0]
         assert open_store(store).digest == undisturbed[0]
         check_clean(store)
+
+
+class Calls:
+    """An image that does something else first, once."""
+
+    def __init__(self, source, action):
+        self.source, self.action = source, action
+
+    def read(self):
+        action, self.action = self.action, None
+        if action is not None:
+            action()
+        return self.source.read()
+
+
+class TestOvertaken:
+    """Another run commits what this one is working on; its finaliser may even take this one's files."""
+
+    def other(self, tiny, store):
+        def action():
+            assert tiny.extract(tiny.rooms(3), store).run().blocks_done == 3
+
+        return action
+
+    def check(self, tiny, dataset, tmp_path, **options):
+        report = tiny.extract(dataset, tmp_path / "store", **options).run()
+        assert (report.blocks_done, report.blocks_skipped, report.failures, report.images) == (0, 3, 0, 0)
+        tiny.extract(tiny.rooms(3), tmp_path / "alone").run()
+        assert open_store(tmp_path / "alone").digest == report.digest
+        folders = {r.folder.removeprefix("blocks/") for r in receipts(tmp_path / "store")}
+        assert {p.name for p in (tmp_path / "store/blocks").iterdir()} == folders
+        assert not list((tmp_path / "store/failures").iterdir())
+
+    @pytest.mark.parametrize("i", [0, 2])
+    def test_while_a_frame_is_read(self, tiny, tmp_path, i):
+        dataset = tiny.rooms(3)
+        scene = dataset.blocks["r0"]["r0"]
+        views = list(scene.views)
+        views[i] = replace(views[i], image=Calls(views[i].image, self.other(tiny, tmp_path / "store")))
+        dataset.blocks["r0"]["r0"] = replace(scene, views=tuple(views))
+        self.check(tiny, dataset, tmp_path)
+
+    def test_before_a_scene_is_loaded(self, tiny, tmp_path):
+        dataset, other = tiny.rooms(3), self.other(tiny, tmp_path / "store")
+
+        class Overtaken(tiny.Rooms):
+            def load(self, sample_id):
+                if not self.loaded:
+                    other()
+                return super().load(sample_id)
+
+        dataset.__class__ = Overtaken
+        self.check(tiny, dataset, tmp_path)
+
+    def test_while_writing(self, tiny, tmp_path, monkeypatch):
+        add_view, other = BlockWriter.add_view, self.other(tiny, tmp_path / "store")
+        calls = []
+
+        def overtaken(writer, view):
+            calls.append(view.name)
+            if len(calls) == 2:
+                other()
+            add_view(writer, view)
+
+        monkeypatch.setattr(BlockWriter, "add_view", overtaken)
+        self.check(tiny, tiny.rooms(3), tmp_path)
+
+    def test_just_before_the_receipt(self, tiny, tmp_path, monkeypatch):
+        commit, other = StoreWriter.commit, self.other(tiny, tmp_path / "store")
+        calls = []
+
+        def overtaken(writer, receipt):
+            calls.append(receipt.block)
+            if len(calls) == 1:
+                other()
+            return commit(writer, receipt)
+
+        monkeypatch.setattr(StoreWriter, "commit", overtaken)
+        self.check(tiny, tiny.rooms(3), tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -219,12 +219,12 @@ class SteppedFilesystem(Filesystem):
         self._world.folder_flushed(path)
 
     def link(self, source: Path, target: Path) -> None:
-        self._actor.step("link")
+        self._actor.step(f"link {target.parent.name}")
         super().link(source, target)
         self._entered_file(target)
 
     def rename(self, source: Path, target: Path) -> None:
-        self._actor.step("rename")
+        self._actor.step(f"rename {target.name}")
         before = target.read_bytes() if target.exists() else None
         super().rename(source, target)
         if target.name == "LATEST":

@@ -33,8 +33,9 @@ def extract(path: Path, fs: Filesystem, blocks=BLOCKS) -> None:
     for block in blocks:
         if writer.has_receipt(block.id):
             continue
-        out = writer.start_block(block.id, SETTINGS)
+        out = None
         try:
+            out = writer.start_block(block.id, SETTINGS)
             for sample in block.samples:
                 out.add_sample(sample.id, sample.split, sample.points)
                 for view in sample.views:
@@ -42,7 +43,8 @@ def extract(path: Path, fs: Filesystem, blocks=BLOCKS) -> None:
             receipt = out.finish(0, {}, {})
         except OSError:
             # a collector took the files: only because another writer was first
-            writer.abandon(out)
+            if out is not None:
+                writer.abandon(out)
             assert writer.has_receipt(block.id)
             continue
         writer.commit(receipt)
@@ -112,7 +114,7 @@ class CommitProtocol(RuleBasedStateMachine):
         self.bury(actor)
 
     @precondition(lambda self: self.actors)
-    @rule(which=st.integers(0, 3), until=st.sampled_from(["link", "rename", "remove_tree", "lock", "remove"]))
+    @rule(which=st.integers(0, 3), until=st.sampled_from(["link receipts", "rename LATEST", "remove_tree", "lock"]))
     def up_to(self, which: int, until: str) -> None:
         actor = self.actors[which % len(self.actors)]
         actor.advance_until(lambda name: name == until)
@@ -171,6 +173,70 @@ class ManyRuns(CommitProtocol):
 
 TestManyRuns = pytest.mark.slow(ManyRuns.TestCase)
 TestManyRuns.settings = settings(TestCommitProtocol.settings, max_examples=300, stateful_step_count=50)
+
+
+def only_commit(path: Path, fs: Filesystem, block) -> None:
+    """A writer that never gets as far as finalising."""
+    writer = StoreWriter(path, fs)
+    writer.commit(write_block(writer, block, SETTINGS))
+
+
+def covered(path: Path) -> list[str]:
+    return list(open_store(path).manifest.blocks)
+
+
+@pytest.fixture
+def started(tmp_path) -> Path:
+    """A store that has one of three blocks."""
+    build_store(tmp_path / "s", BLOCKS[:1], SETTINGS)
+    return tmp_path / "s"
+
+
+def test_a_block_that_is_committed_while_a_finaliser_works_is_in_its_manifest(started):
+    finaliser = Actor(World(), lambda fs: StoreWriter(started, fs).finalize())
+    finaliser.advance_until(lambda name: name == "rename LATEST")
+    only_commit(started, NoSync(), BLOCKS[1])
+    finaliser.advance_until(lambda name: False)
+    assert covered(started) == ["block 0", "block 1"]
+
+
+def test_a_slow_finaliser_cannot_take_back_what_a_fast_one_published(started):
+    world = World()
+    slow, fast = (Actor(world, lambda fs: StoreWriter(started, fs).finalize()) for _ in range(2))
+    slow.advance_until(lambda name: name == "rename LATEST")
+    only_commit(started, NoSync(), BLOCKS[1])
+    fast.advance_until(lambda name: False)
+    slow.advance()
+    slow.kill()
+    fast.advance_until(lambda name: False)
+    assert not fast.alive
+    assert covered(started) == ["block 0", "block 1"]
+
+
+def test_a_finaliser_leaves_blocks_alone_that_are_being_written(started):
+    writer = Actor(World(), lambda fs: only_commit(started, fs, BLOCKS[1]))
+    for _ in range(40):
+        writer.advance()
+        StoreWriter(started, NoSync()).finalize()
+    writer.advance_until(lambda name: name == "link receipts")
+    StoreWriter(started, NoSync()).finalize()
+    writer.advance_until(lambda name: False)
+    StoreWriter(started, NoSync()).finalize()
+    assert covered(started) == ["block 0", "block 1"]
+    assert verify_store(started).notes == ()
+
+
+@pytest.mark.parametrize("steps", [1, 30, 100, 200])
+def test_a_writer_that_was_beaten_goes_on_with_the_next_block(started, steps):
+    beaten = Actor(World(), lambda fs: extract(started, fs))
+    beaten.advance_until(lambda name: name == "open_new")
+    for _ in range(steps):
+        beaten.advance()
+    only_commit(started, NoSync(), BLOCKS[1])
+    StoreWriter(started, NoSync()).finalize()
+    beaten.advance_until(lambda name: False)
+    assert covered(started) == [b.id for b in BLOCKS]
+    assert verify_store(started).notes == ()
 
 
 def crash_and_resume(folder: Path, life: int, power_cut: bool, digest: str) -> None:
