@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ditr_cache.store.manifest import FrameNote, Manifest
 
-__all__ = ["Estimate", "ExtractReport", "coverage"]
+__all__ = ["Estimate", "ExtractReport", "coverage", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,58 @@ def coverage(manifest: Manifest) -> dict[str, int]:
     keys = ("points", "seen", "hits", "rows", "views")
     total = {key: sum(getattr(r.coverage, key) for r in receipts) for key in keys}
     return {**total, "bytes": sum(r.size for r in receipts)}
+
+
+def summarise(
+    manifest: Manifest,
+    planned: Sequence[str],
+    committed: Sequence[str],
+    failed: dict[str, str],
+    *,
+    images: int,
+    seconds: float,
+    device: str,
+    interrupted: bool,
+) -> ExtractReport:
+    """The report of a run.
+
+    Args:
+        manifest: Of the store after it.
+        planned: Ids of the blocks of its shard.
+        committed: Those that it committed.
+        failed: Those that it gave up, with the reason.
+        images: Images of the committed blocks.
+        seconds: How long it took.
+        device: Where the ViT ran.
+        interrupted: Whether it was asked to stop.
+    """
+    mine = set(planned)
+    receipts = [r for r in manifest.blocks.values() if r.block in mine]
+    skipped = {r.block for r in receipts} - {*committed, *failed}
+    total = coverage(manifest)
+    errors = [r.int8_cosine_error_p99 for r in receipts if r.int8_cosine_error_p99 is not None]
+    return ExtractReport(
+        blocks_planned=len(planned),
+        blocks_done=len(committed),
+        blocks_skipped=len(skipped),
+        blocks_failed=len(failed),
+        images=images,
+        seconds=round(seconds, 3),
+        images_per_second=round(images / seconds, 3) if seconds else 0.0,
+        points=total["points"],
+        points_seen=total["seen"],
+        hits=total["hits"],
+        rows=total["rows"],
+        views_per_point=round(total["hits"] / total["points"], 3) if total["points"] else 0.0,
+        bytes=total["bytes"],
+        dropped=tuple(note for r in receipts for note in r.dropped),
+        skipped=tuple(note for r in receipts for note in r.skipped),
+        failed=failed,
+        int8_cosine_error_p99=max(errors, default=None),
+        digest=manifest.digest,
+        device=device,
+        interrupted=interrupted,
+    )
 
 
 def _fields(report: ExtractReport) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ditr_cache.store.block import BlockWriter
 from ditr_cache.store.reader import open_store
 
 BATCH, THREADS = 4, 2
-PERMITS = 3 * BATCH + 2 * THREADS
+PERMITS = 2 * BATCH + 2 * THREADS
 
 pytestmark = pytest.mark.timeout(60)
 
