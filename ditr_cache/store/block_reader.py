@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditr_cache.errors import MetadataError
+from ditr_cache.store.kernels import running_sum
 from ditr_cache.store.layout import MAX_VIEW_ROWS, POINT_ARRAYS
 from ditr_cache.store.manifest import Receipt
 from ditr_cache.store.objects import ArrayReader
@@ -119,7 +119,7 @@ class BlockReader:
     def _checked_hits(
         self, rows: tuple[int, int], step_H: NDArray[np.int32], row_H: NDArray[np.uint16], points: int
     ) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
-        point_H = _running_sum(step_H)
+        point_H = running_sum(step_H)
         if len(step_H):
             ascending = step_H[0] >= 0 and (len(step_H) == 1 or int(step_H[1:].min()) > 0)
             if not ascending or point_H[-1] >= points or int(row_H.max()) >= rows[1] - rows[0]:
@@ -170,14 +170,3 @@ class BlockReader:
                 raise MetadataError("a view is listed twice", where=self.receipt.folder)
             found[key] = view
         return found
-
-
-def _running_sum(step_H: NDArray[np.int32]) -> NDArray[np.int64]:
-    # torch takes a fifth of NumPy's time, which is that of the whole decoding; who trains has it imported already, and
-    # who only looks at a store should not wait seconds for it
-    if "torch" not in sys.modules:
-        return np.cumsum(step_H, dtype=np.int64)
-    import torch
-
-    sum_H: NDArray[np.int64] = torch.from_numpy(step_H).cumsum(0).numpy()
-    return sum_H

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditr_cache.errors import ConfigError
+from ditr_cache.store.kernels import keep_highest
 
 __all__ = ["Draw", "draw_views", "serve"]
 
@@ -102,22 +103,21 @@ def serve(
 
 
 def _serve_random(n: int, hits: Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]], draw: Draw) -> NDArray[np.int32]:
-    """Every hit draws a key, and a point keeps the hit with the highest; a tie goes to the higher row.
+    """Every hit draws a key, a signed integer of 16 bits, and a point keeps the hit with the highest.
 
-    Key and row are one number, row + 1 in the lower half: a gather, a maximum and a scatter a view. Reservoir sampling
-    took 3 times as long, for its random masks are mispredicted branches.
+    Key and row are one number, row + 1 in the lower half, so a tie (1 of 65,536) goes to the higher row. Reservoir
+    sampling took 3 times as long, for its random masks are mispredicted branches.
     """
     highest = max((int(row_H.max(initial=-1)) for _, row_H in hits), default=-1)
-    word, half = (np.dtype(np.uint32), 16) if highest < 0xFFFF else (np.dtype(np.uint64), 32)
-    best_N: NDArray[Any] = np.zeros(n, word)
+    word, half = (np.dtype(np.int32), 16) if highest < 0xFFFF else (np.dtype(np.int64), 32)
+    # the lowest key with row -1, which no hit has
+    best_N: NDArray[Any] = np.full(n, np.iinfo(word).min, word)
     for point_H, row_H in hits:
-        entry_H: NDArray[Any] = draw.uint16(len(point_H)).astype(word)
+        entry_H: NDArray[Any] = draw.uint16(len(point_H)).view(np.int16).astype(word)
         entry_H <<= half
-        entry_H |= row_H.view(np.uint32)
+        entry_H |= row_H
         entry_H += 1
-        np.maximum(entry_H, best_N.take(point_H), out=entry_H)
-        best_N[point_H] = entry_H
+        keep_highest(best_N, point_H, entry_H)
     best_N &= (1 << half) - 1
-    index_N = best_N.astype(np.uint32, copy=False).view(np.int32)
-    index_N -= 1
-    return index_N
+    best_N -= 1
+    return best_N.astype(np.int32, copy=False)

@@ -55,6 +55,10 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return canonical_json(self.model_dump(mode="json")).encode()
+
 
 class ObjectEntry(_Document):
     """One stored object."""
@@ -268,6 +272,8 @@ class Manifest(_Document):
     planned: tuple[PlannedBlock, ...]
     """Blocks that are planned but not present."""
     blocks: dict[str, Receipt]
+    superseded: dict[Name, Sha256]
+    """Receipts that a newer generation replaced: `<block>.<g>` and the sha256 of their bytes."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -280,10 +286,6 @@ class Manifest(_Document):
                     raise MetadataError(f"sample {sample.id} is in two blocks")
                 seen.add(sample.id)
         return self
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return canonical_json(self.model_dump(mode="json")).encode()
 
 
 D = TypeVar("D", bound=_Document)
@@ -333,6 +335,7 @@ def content_digest(identity: Mapping[str, Any], receipts: Iterable[Receipt]) -> 
 
 def build_manifest(identity: Mapping[str, Any], plans: Iterable[Plan], receipts: Iterable[Receipt]) -> Manifest:
     """The manifest of what is there. Order of the arguments does not matter."""
+    receipts = list(receipts)
     newest: dict[str, Receipt] = {}
     for receipt in receipts:
         if receipt.block not in newest or receipt.generation > newest[receipt.block].generation:
@@ -354,4 +357,9 @@ def build_manifest(identity: Mapping[str, Any], plans: Iterable[Plan], receipts:
         ),
         planned=tuple(planned[b] for b in sorted(planned) if b not in newest),
         blocks={block: newest[block] for block in sorted(newest)},
+        superseded={
+            f"{block_file_name(r.block)}.{r.generation}": hashlib.sha256(r.to_bytes()).hexdigest()
+            for r in sorted(receipts, key=lambda r: (r.block, r.generation))
+            if r.generation != newest[r.block].generation
+        },
     )

@@ -128,7 +128,7 @@ def _read_plan(found: Findings, path: str) -> Plan | None:
     if f"plans/{hashlib.sha256(data).hexdigest()}.json" != path:
         raise MetadataError("its name is not the sha256 of its bytes")
     plan = parse(Plan, data, path)
-    _check_canonical(plan.model_dump(mode="json"), data)
+    _check_canonical(plan.to_bytes(), data)
     return plan
 
 
@@ -137,7 +137,7 @@ def _read_receipt(found: Findings, path: str) -> Receipt | None:
     if data is None:
         return None
     receipt = parse(Receipt, data, path)
-    _check_canonical(receipt.model_dump(mode="json"), data)
+    _check_canonical(receipt.to_bytes(), data)
     if f"receipts/{block_file_name(receipt.block)}.{receipt.generation}.json" != path:
         raise MetadataError(f"is the receipt of block {receipt.block}")
     return receipt
@@ -152,11 +152,12 @@ def _read_failure(found: Findings, path: str) -> None:
         body = canonical_json(record).encode()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MetadataError("is not a failure record") from error
-    _check_canonical({"failure": record, "sha256": hashlib.sha256(body).hexdigest()}, data)
+    document = {"failure": record, "sha256": hashlib.sha256(body).hexdigest()}
+    _check_canonical(canonical_json(document).encode(), data)
 
 
-def _check_canonical(document: Any, data: bytes) -> None:
-    if canonical_json(document).encode() != data:
+def _check_canonical(canonical: bytes, data: bytes) -> None:
+    if canonical != data:
         raise MetadataError("is not in the form in which it was written")
 
 

@@ -131,7 +131,7 @@ class StoreWriter:
 
     def add_plan(self, plan: Plan) -> None:
         """Record what a run intends. The same plan twice is one plan."""
-        data = canonical_json(plan.model_dump(mode="json")).encode()
+        data = plan.to_bytes()
         path = self.path / "plans" / f"{hashlib.sha256(data).hexdigest()}.json"
         with self._fs.lock(self.path / ".lock"):
             if not path.exists():
@@ -175,7 +175,7 @@ class StoreWriter:
         """Make a finished block count. False if another writer was first; its block stands, ours is removed."""
         name = f"{block_file_name(receipt.block)}.{receipt.generation}.json"
         path = self.path / "receipts" / name
-        data = canonical_json(receipt.model_dump(mode="json")).encode()
+        data = receipt.to_bytes()
         try:
             won = self._fs.create_exclusively(path, data)
         except FileNotFoundError:

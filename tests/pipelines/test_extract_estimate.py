@@ -39,7 +39,7 @@ def test_every_data_set(tiny, test_data, tmp_path, source):
     assert estimate.frames == estimate.images > 0
     assert estimate.points_estimate > 0
     assert 0 < estimate.bytes_int8 < estimate.bytes_f16 + estimate.images * 8 * 6 + 1
-    assert estimate.seconds > 0
+    assert estimate.seconds_per_image > 0
     assert estimate.free_bytes > 0
     assert estimate.grid[0] * estimate.grid[1] > 100
 

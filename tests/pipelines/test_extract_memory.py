@@ -15,6 +15,7 @@ from ditr_cache.store.reader import open_store
 
 BATCH, THREADS = 4, 2
 PERMITS = 2 * BATCH + 2 * THREADS
+MOST = PERMITS + 2  # whoever has just dealt with one still holds it in a variable
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -71,10 +72,10 @@ class TestBound:
             slowed(monkeypatch, BlockWriter, "add_view", 0.005)
         report = tiny.extract(tiny.rooms(blocks, views=90 // blocks), tmp_path / "store", backbone=vit).run()
         assert (report.images, report.failures) == (90, 0)
-        print("peak", frames.peak, "of", PERMITS)
+        print("peak", frames.peak, "of", MOST)
         assert frames.total == 90
         assert frames.now == 0
-        assert frames.peak <= PERMITS
+        assert frames.peak <= MOST
         assert all(batch[0] == BATCH for batch in vit.batches)
         # one part of a batch at the end, no more: batches run across scenes
         assert len(vit.batches) == -(-90 // BATCH)
@@ -97,8 +98,8 @@ class TestBound:
         assert (report.images, report.failures, report.blocks_done) == (80 * views, 0, 1)
         print("peak", alive.peak)
         assert (alive.total, alive.now) == (80, 0)
-        # those with a permit, the one that waits for one, the one being written
-        assert alive.peak <= PERMITS + 2
+        # and the one that waits for a permit
+        assert alive.peak <= MOST + 1
         store = open_store(tmp_path / "store")
         assert len(store.samples) == 80
         assert store.read("s079").features.rows.shape[1] == 6
@@ -136,7 +137,7 @@ class TestSizes:
         settings = ("images.size=null", "images.budget=36")
         report = tiny.extract(mixed(tiny, sizes), tmp_path / "store", *settings).run()
         assert (report.images, report.failures) == (len(sizes), 0)
-        assert frames.peak <= PERMITS
+        assert frames.peak <= MOST
         one = tiny.extract(mixed(tiny, sizes), tmp_path / "one", *settings, "run.batch_size=1", "run.threads=1").run()
         assert one.digest == report.digest
         grids = open_store(tmp_path / "store")
