@@ -217,7 +217,8 @@ def save(student: Dinov2Model, s: Settings, out: Path, record: dict[str, object]
             {
                 "image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"shortest_edge": 238},
                 "do_center_crop": False, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,
-                "do_normalize": True, "image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist(),
+                "do_normalize": True, "image_mean": [round(x, 6) for x in MEAN.flatten().tolist()],
+                "image_std": [round(x, 6) for x in STD.flatten().tolist()],
                 "do_convert_rgb": True,
             }, indent=1,
         ) + "\n"

@@ -156,7 +156,8 @@ class ArrayReader:
         elif out.size:
             at = 0
             for start, stop in ranges:
-                self._read_compressed(out[at : at + stop - start], start)
+                if start < stop:
+                    self._read_compressed(out[at : at + stop - start], start)
                 at += stop - start
         return out
 
