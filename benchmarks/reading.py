@@ -183,19 +183,19 @@ def row_benchmark(store: FeatureStore, draws: Sequence[list[int]]) -> dict[str, 
     tensor = tensorstore.open(spec, open=True, read=True).result()
     ranges = block.view_rows.tolist()
 
-    def read_zarr(views: Sequence[int]) -> object:
+    def read_zarr(views: Sequence[int]) -> list[Any]:
         return [array[slice(*ranges[v])] for v in views]
 
-    def read_tensorstore(views: Sequence[int]) -> object:
+    def read_tensorstore(views: Sequence[int]) -> list[Any]:
         return [f.result() for f in [tensor[slice(*ranges[v])].read() for v in views]]
 
-    ours = {
+    ours: dict[str, Callable[[Any], object]] = {
         "preadv": floor,
         "unchecked": lambda views: block.read_rows(views, check=False),
         "checked": block.read_rows,
     }
     for result in (read_zarr(draws[0]), read_tensorstore(draws[0])):
-        if not np.array_equal(np.concatenate(result), block.read_rows(draws[0])):  # type: ignore[arg-type,call-overload]
+        if not np.array_equal(np.concatenate(result), block.read_rows(draws[0])):
             raise SystemExit("zarr-python or tensorstore reads other rows than we do")
     times = time_draws(ours, draws)
     # apart: their thread pools would disturb what runs beside them
@@ -230,7 +230,7 @@ def hit_benchmark(store: FeatureStore, draws: Sequence[list[int]], folder: Path)
         return [block.array(name).decode_ranges(wanted) for name in ("hit_step", "hit_row")]
 
     for ours, theirs in zip(block.read_hits_many(draws[0], n), zstd.read(draws[0]), strict=True):
-        if not all(map(np.array_equal, ours, theirs)):
+        if not all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
             raise SystemExit("the prototype decodes other hits than we do")
     decoding = time_draws({"ours": decode, "zstd prototype": zstd.decode}, draws)
     reading = time_draws({"ours": lambda v: block.read_hits_many(v, n), "zstd prototype": zstd.read}, draws)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ditr_cache.config import ExtractConfig
 from ditr_cache.datasets.base import Dataset
-from ditr_cache.errors import DitrCacheError, FrameError, SampleError
+from ditr_cache.errors import DatasetError, DitrCacheError, FrameError, SampleError
 from ditr_cache.fusion import factor
 from ditr_cache.geometry import check_camera, find_hits
 from ditr_cache.images import augment, decode, resize, target_size, variants
@@ -121,7 +121,7 @@ class Feeder(threading.Thread):
             return
         try:
             scene = self._load(sample)
-        except SampleError as error:
+        except DatasetError as error:
             self._leave_out(block, sample.id, None, error, expected=False)
             return
         except OSError as error:
@@ -167,7 +167,7 @@ class Feeder(threading.Thread):
             scene = self._dataset.load(sample.id)
         except FileNotFoundError as error:
             raise SampleError("the file does not exist", where=error.filename or sample.id) from error
-        except SampleError:
+        except DatasetError:
             raise
         except OSError:
             # transient on network file systems: once more, then the block fails and the next run tries it again

@@ -169,7 +169,7 @@ def _cloud(scene: Scene, colour_N3: RGB, seen_N: NDArray[np.bool_] | None) -> RG
     scale = 0.94 * min(width / max(high[0] - low[0], 1e-6), height / max(high[1] - low[1], 1e-6))
     pixel = (xy - (low + high) / 2) * scale * [1, -1] + [width / 2, height / 2]
     order = np.argsort(coord @ towards, kind="stable")
-    radius = int(np.clip(round(1.5 * np.sqrt(width * height / len(coord))), 1, 3))
+    radius = int(np.clip(round(2 * np.sqrt(width * height / len(coord))), 1, 4))
     for dy in range(radius):
         for dx in range(radius):
             column, row = (pixel[order] + [dx, dy]).astype(np.int64).T

@@ -113,8 +113,7 @@ class StoreWriter:
                     where=path,
                     hint="Name a new folder.",
                 )
-        for folder in ("plans", "blocks", "receipts", "failures"):
-            fs.make_folder(path / folder)
+        _make_folders(path, fs)
         with fs.lock(path / ".lock"):
             if not (path / "zarr.json").exists():
                 fs.create_exclusively(path / "zarr.json", root_document(identity))
@@ -248,6 +247,8 @@ class StoreWriter:
             return self._collect(manifest, now=now, keep=name)
 
     def _point_latest(self) -> tuple[Manifest, str]:
+        # archives have no empty folders, and a power cut may take them
+        _make_folders(self.path, self._fs)
         while True:
             names = self._receipt_names()
             # a receipt that is listed but not flushed would be in the manifest, and gone after a power cut
@@ -305,6 +306,11 @@ class StoreWriter:
         if path.name != f"{block_file_name(receipt.block)}.{receipt.generation}.json":
             raise MetadataError(f"this receipt is for block {receipt.block}", where=path)
         return receipt
+
+
+def _make_folders(store: Path, fs: Filesystem) -> None:
+    for folder in ("plans", "blocks", "receipts", "failures"):
+        fs.make_folder(store / folder)
 
 
 def _is_ours(name: str) -> bool:

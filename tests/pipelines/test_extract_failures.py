@@ -13,6 +13,7 @@ from ditr_cache.datasets.registry import open_dataset
 from ditr_cache.errors import BackboneError, ConfigError, FrameError, SampleError
 from ditr_cache.store.manifest import Receipt
 from ditr_cache.store.reader import open_store
+from ditr_cache.store.writer import StoreWriter
 
 
 class Fails:
@@ -230,6 +231,12 @@ class TestSamples:
         assert [(n.sample, n.view) for n in report.dropped] == [("s1", None)]
         tiny.extract(tiny.Rooms({"b": scenes[::2]}), tmp_path / "other").run()
         assert open_store(tmp_path / "other").digest == open_store(tmp_path / "store").digest
+
+    def test_a_block_that_keeps_failing_has_one_record(self, tiny, tmp_path):
+        for _ in range(3):
+            assert list(tiny.extract(tiny.rooms(1, points=0), tmp_path / "store").run().failed) == ["r0"]
+        assert len(list((tmp_path / "store/failures").iterdir())) == 1
+        assert list(StoreWriter(tmp_path / "store").failures()) == ["r0"]
 
     def test_a_block_without_usable_samples_fails_and_is_retried(self, tiny, tmp_path):
         dataset = tiny.rooms(3)

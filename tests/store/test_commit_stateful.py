@@ -226,6 +226,24 @@ def test_a_finaliser_leaves_blocks_alone_that_are_being_written(started):
     assert verify_store(started).notes == ()
 
 
+class LoseAll(random.Random):
+    def random(self) -> float:
+        return 0.0
+
+
+def test_what_a_manifest_lists_survives_a_power_cut(started):
+    """A receipt can be seen before its writer has flushed it."""
+    world = World()
+    writer = Actor(world, lambda fs: only_commit(started, fs, BLOCKS[1]))
+    writer.advance_until(lambda name: name == "link receipts")
+    writer.advance()
+    Mortal(world).run(lambda fs: StoreWriter(started, fs).finalize())
+    writer.kill()
+    world.cut_power(LoseAll())
+    assert covered(started) == ["block 0", "block 1"]
+    assert verify_store(started).problems == ()
+
+
 @pytest.mark.parametrize("steps", [1, 30, 100, 200])
 def test_a_writer_that_was_beaten_goes_on_with_the_next_block(started, steps):
     beaten = Actor(World(), lambda fs: extract(started, fs))
