@@ -46,6 +46,7 @@ BLOSC_LEVEL: Final = 9
 (benchmarks/reading.py); lz4hc saves 0.2 of them and takes five times as long to write."""
 MAX_CHUNK_BYTES: Final = 1 << 28
 MAX_SIDE: Final = 1 << 40
+MAX_DOCUMENT_BYTES: Final = 1 << 30
 MAX_POINTS: Final = 1 << 28
 """Points of one sample. A reader takes memory for them on the word of the manifest alone where none are stored."""
 MAX_CHANNELS: Final = 1 << 14

@@ -247,9 +247,12 @@ class ArrayReader:
         if n == 1:
             found = [_crc32c(around[:lead], flat, around[lead:])]
         else:
-            low, high = body - lead, len(flat) + trail - body
-            found = [google_crc32c.value(chunk) for chunk in flat[low:high].reshape(n - 2, body)]
-            found = [_crc32c(around[:lead], flat[:low]), *found, _crc32c(flat[high:], around[lead:])]
+            low, high = body - lead if lead else 0, len(flat) + trail - body if trail else len(flat)
+            found = [google_crc32c.value(chunk) for chunk in flat[low:high].reshape(-1, body)]
+            if lead:
+                found.insert(0, _crc32c(around[:lead], flat[:low]))
+            if trail:
+                found.append(_crc32c(flat[high:], around[lead:]))
         if found != checksums.tolist():
             damaged = first + int(np.flatnonzero(checksums != found)[0])
             raise CorruptStoreError(f"chunk {damaged} is damaged (crc32c)", where=self._where, hint=_HINT)

@@ -18,6 +18,7 @@ import numpy as np
 from ditr_cache.errors import ConfigError, CorruptStoreError, MetadataError, SampleNotFoundError, StoreNotFoundError
 from ditr_cache.store.block_reader import BlockReader
 from ditr_cache.store.choose import Draw, draw_views, serve
+from ditr_cache.store.layout import MAX_DOCUMENT_BYTES
 from ditr_cache.store.manifest import Manifest, Receipt, SampleEntry, parse
 from ditr_cache.store.objects import open_inside
 from ditr_cache.types import FactoredFeatures, PointFeatures
@@ -92,6 +93,9 @@ def read_manifest(root: Path) -> tuple[Manifest, str]:
         )
     name, version = match[1].decode(), match[2].decode()
     with os.fdopen(open_inside(root, name), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_DOCUMENT_BYTES:
+            raise MetadataError(f"{size:,} bytes are too many for a manifest", where=root / name)
         data = file.read()
     if hashlib.sha256(data).hexdigest() != version:
         raise CorruptStoreError(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditr_cache.errors import MetadataError, StoreError
-from ditr_cache.store.layout import array_spec, data_object, shard_index_bytes
+from ditr_cache.store.layout import MAX_DOCUMENT_BYTES, array_spec, data_object, shard_index_bytes
 from ditr_cache.store.manifest import ArrayEntry, ObjectEntry
 from ditr_cache.store.objects import open_inside
 from ditr_cache.store.shard import decode_chunk
@@ -26,7 +26,6 @@ __all__ = ["ArrayStream", "Findings", "Problem", "read_document"]
 T = TypeVar("T")
 
 _STEP = 1 << 22
-_MAX_DOCUMENT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def read_document(found: Findings, path: str, entry: ObjectEntry | None = None) 
     data: bytes | None = None
     with found.guard(path), os.fdopen(open_inside(found.root, path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > _MAX_DOCUMENT:
+        if size > MAX_DOCUMENT_BYTES:
             raise MetadataError(f"{size:,} bytes are too many for a document")
         data = file.read()
         found.objects += 1
