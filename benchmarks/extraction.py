@@ -116,6 +116,16 @@ class Free:
         return self._maps[key]
 
 
+def real_vit():
+    """The ViT of the tests: 8 blocks, 384 channels, trained."""
+    from ditr_cache.backbones import load_backbone
+    from ditr_cache.config import BackboneConfig
+
+    weights = os.environ.get("DITR_CACHE_TEST_WEIGHTS")
+    folder = Path(weights) if weights else HERE.parents[2] / "shared" / "weights" / "dinov2-small-first8blocks"
+    return load_backbone(BackboneConfig(weights=folder), "cpu")
+
+
 def config(*overrides: str):
     from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
 
@@ -126,11 +136,12 @@ def child(images: int, *flags: str) -> dict[str, float]:
     """Extract with a free backbone in this process and say what it took."""
     from ditr_cache.pipelines.extract import Extract
 
+    backbone = real_vit() if "vit" in flags else Free()
     dataset = Kitchen(images, large=True, depth="depth" in flags)
     store = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)) / "store"
     try:
         pipeline = Extract(
-            dataset, store, config(f"store.dtype={'int8' if 'int8' in flags else 'f16'}"), backbone=Free()
+            dataset, store, config(f"store.dtype={'int8' if 'int8' in flags else 'f16'}"), backbone=backbone
         )
         wall, cpu = time.perf_counter(), time.process_time()
         report = pipeline.run()
@@ -184,14 +195,10 @@ def wall() -> dict[str, float]:
     """Extraction and bare forward passes, turn about, with the real ViT."""
     import torch
 
-    from ditr_cache.backbones import load_backbone
-    from ditr_cache.config import BackboneConfig
     from ditr_cache.images import decode, resize
     from ditr_cache.pipelines.extract import Extract
 
-    weights = os.environ.get("DITR_CACHE_TEST_WEIGHTS")
-    folder = Path(weights) if weights else HERE.parents[2] / "shared" / "weights" / "dinov2-small-first8blocks"
-    backbone = load_backbone(BackboneConfig(weights=folder), "cpu")
+    backbone = real_vit()
     dataset = Kitchen(WALL_FRAMES, large=False, depth=True)
     settings = config(f"run.batch_size={WALL_BATCH}")
     pixels = [resize(decode(v.image.read(), 480, 640), (420, 560), "bilinear") for v in dataset.scene.views]
@@ -239,7 +246,7 @@ def main(parts: list[str]) -> None:
         for name, costs in floor.items():
             print(f"alone, {name:13s} " + ", ".join(f"{k} {v:.2f}" for k, v in costs.items()))
     if "memory" in parts:
-        few, many = in_process("25")["peak_mib"], in_process("250")["peak_mib"]
+        few, many = in_process("25", "vit")["peak_mib"], in_process("250", "vit")["peak_mib"]
         results["memory"] = {"views_25_mib": few, "views_250_mib": many, "ratio": many / few}
         print(f"peak memory: {few:.0f} MiB with 25 views, {many:.0f} MiB with 250, ratio {many / few:.3f}")
     if "wall" in parts:

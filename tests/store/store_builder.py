@@ -202,6 +202,40 @@ def build_store(
     return writer
 
 
+def run_extraction(
+    path: Path,
+    fs: Filesystem,
+    blocks: Sequence[BlockSpec],
+    settings: BlockSettings,
+    *,
+    planned: Sequence[BlockSpec] | None = None,
+    finalize: bool = True,
+) -> None:
+    """What an extraction does to a store, as the pipeline does it: resumes, and survives being beaten."""
+    writer = StoreWriter.create(path, IDENTITY, fs)
+    writer.add_plan(Plan(dataset=DATASET, blocks=tuple(b.plan for b in planned or blocks)))
+    for block in blocks:
+        if writer.has_receipt(block.id):
+            continue
+        out = None
+        try:
+            out = writer.start_block(block.id, settings)
+            for sample in block.samples:
+                out.add_sample(sample.id, sample.split, sample.points)
+                for view in sample.views:
+                    out.add_view(view.encode(settings))
+            receipt = out.finish(0, {}, {})
+        except FileNotFoundError:
+            # a collector took the files: only because another writer was first
+            if out is not None:
+                writer.abandon(out)
+            assert writer.has_receipt(block.id)
+            continue
+        writer.commit(receipt)
+    if finalize:
+        writer.finalize()
+
+
 def oracle_index(sample: SampleSpec, views: Sequence[tuple[int, int]], rule: str) -> np.ndarray:
     """`[N, 2]` (position in `views`, row in the view) that serves a point; -1 unseen. Slow and obvious."""
     out = np.full((len(sample.points), 2), -1)

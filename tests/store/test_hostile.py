@@ -418,7 +418,8 @@ def test_shard_indexes_point_at_the_chunks_and_nothing_else(tmp_path, index, nam
     sound = [(offset, len(c) + 4) for offset, c in zip(offsets, chunks, strict=False)]
     forged = index(sound)
     if forged == sound:
-        pytest.skip("an array of one chunk has no order")
+        # an array of one chunk has no order
+        return
     write_shard(tmp_path / "s", name, chunks, forged)
     refused(tmp_path / "s", CorruptStoreError)
 
