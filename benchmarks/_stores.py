@@ -21,7 +21,7 @@ from ditr_cache.errors import FrameError
 from ditr_cache.fusion import ViewHits, factor, seen_rows
 from ditr_cache.geometry import find_hits
 from ditr_cache.images import decode, resize
-from ditr_cache.store.block import BlockSettings, encode_view
+from ditr_cache.store.encode import BlockSettings, encode_view
 from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample
 from ditr_cache.store.reader import FeatureStore, open_store
 from ditr_cache.store.writer import StoreWriter

@@ -13,7 +13,8 @@ from typing import Any
 
 from ditr_cache.errors import DitrCacheError, FrameError
 from ditr_cache.pipelines.events import BeginBlock, BeginSample, BlockState, EndBlock, Event, FrameJob, LeaveOut
-from ditr_cache.store.block import BlockSettings, BlockWriter, EncodedView
+from ditr_cache.store.block import BlockWriter
+from ditr_cache.store.encode import BlockSettings, EncodedView
 from ditr_cache.store.manifest import FrameNote
 from ditr_cache.store.writer import StoreWriter
 

@@ -14,7 +14,7 @@ import torch
 from ditr_cache.backbones import Backbone
 from ditr_cache.fusion import seen_rows
 from ditr_cache.pipelines.events import BeginSample, FrameJob, PreparedFrame
-from ditr_cache.store.block import BlockSettings, encode_view
+from ditr_cache.store.encode import BlockSettings, encode_view
 
 __all__ = ["FrameEncoder"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ditr_cache.fusion import ViewHits
-from ditr_cache.store.block import EncodedView
+from ditr_cache.store.encode import EncodedView
 from ditr_cache.store.manifest import FrameNote
 from ditr_cache.types import BlockPlan, Scene, View
 

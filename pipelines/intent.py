@@ -16,7 +16,7 @@ from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import DatasetError
 from ditr_cache.images import decoder_name, target_size, variants
 from ditr_cache.pipelines.feeder import select_views
-from ditr_cache.store.block import BlockSettings
+from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.layout import FORMAT_VERSION, block_file_name
 from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample
 from ditr_cache.types import BlockPlan

@@ -7,130 +7,23 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ditr_cache.errors import FrameError, QuantisationError, SampleError
+from ditr_cache.errors import QuantisationError, SampleError
 from ditr_cache.store.digests import coordinate_digests
+from ditr_cache.store.encode import BlockSettings, EncodedView
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import FORMAT_VERSION, Codec, group_document
 from ditr_cache.store.manifest import Coverage, FrameNote, ObjectEntry, Receipt, SampleEntry, construct
-from ditr_cache.store.quantize import MAX_COSINE_ERROR_P99, quantise
+from ditr_cache.store.quantize import MAX_COSINE_ERROR_P99
 from ditr_cache.store.shard import ArrayWriter
-from ditr_cache.types import Camera, PointCloud
+from ditr_cache.types import PointCloud
 
-__all__ = ["BlockSettings", "BlockWriter", "EncodedView", "encode_view"]
-
-
-@dataclass(frozen=True, slots=True)
-class BlockSettings:
-    """What all blocks of a store share."""
-
-    dim: int
-    """D."""
-    dtype: str
-    """`float16` or `int8`."""
-    compress: Codec = "none"
-    points: bool = True
-    class_token: bool = False
-    align_views: bool = True
-    """Every view starts on a chunk. False: every sample does, for samples whose views are always read together."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedView:
-    """One view, ready to be appended."""
-
-    name: str
-    variant: int
-    camera: Camera
-    grid: tuple[int, int]
-    rows: NDArray[Any]
-    """`[R, D]` float16 or int8."""
-    affine: NDArray[np.float32] | None
-    """`[2, D]`, int8 only."""
-    row_patch: NDArray[np.uint16]
-    """`[R]` ascending."""
-    hit_point: NDArray[np.int32]
-    """`[H]` ascending."""
-    hit_row: NDArray[np.uint16]
-    """`[H]`."""
-    cls: NDArray[np.float16] | None
-    """`[D]`."""
-    cosine_error: NDArray[np.float32] | None
-    """`[R]`, int8 only."""
-    sha256: bytes
-    """Over rows, row_patch, hit_point steps and hit_row as stored."""
-    hit_step: NDArray[np.int32]
-    """`[H]`."""
-
-
-def encode_view(
-    name: str,
-    variant: int,
-    camera: Camera,
-    grid: tuple[int, int],
-    rows_RD: torch.Tensor,
-    cls_D: torch.Tensor | None,
-    hits: tuple[NDArray[np.uint16], NDArray[np.int32], NDArray[np.uint16]],
-    settings: BlockSettings,
-) -> EncodedView:
-    """Narrow one view's rows to what is stored. Pure; runs in any thread.
-
-    Args:
-        name: Base view name.
-        variant: `view_variant`.
-        camera: Its camera.
-        grid: Patch rows, columns.
-        rows_RD: `[R, D]` float32 on the CPU, the seen rows in the order of `row_patch`.
-        cls_D: `[D]` class token.
-        hits: row_patch `[R]`, hit_point `[H]`, hit_row `[H]`.
-        settings: The store's.
-
-    Raises:
-        FrameError: If a feature is not finite, or beyond the range of float16.
-    """
-    row_patch, hit_point, hit_row = hits
-    half_RD = rows_RD.to(torch.float16)
-    bits = half_RD.numpy().view(np.uint16)
-    # exponent of infinity or NaN; torch.isfinite takes ten times as long on float16
-    if bits.size and (bits & 0x7FFF).max() >= 0x7C00:
-        finite = bool(torch.isfinite(rows_RD).all())
-        raise FrameError(
-            "features exceed 65,504, the range of float16" if finite else "features are not finite", where=name
-        )
-    cls = None if cls_D is None else cls_D.to(torch.float16)
-    if cls is not None and not bool(torch.isfinite(cls).all()):
-        raise FrameError("the class token is not finite in float16", where=name)
-    affine, error = None, None
-    if settings.dtype == "int8":
-        rows, affine, error = quantise(rows_RD)
-    else:
-        rows = half_RD.numpy()
-    hit_step = np.diff(hit_point, prepend=np.int32(0))
-    digest = hashlib.sha256()
-    for array in (rows, row_patch, hit_step, hit_row):
-        digest.update(np.ascontiguousarray(array).data if array.size else b"")
-    return EncodedView(
-        name=name,
-        variant=variant,
-        camera=camera,
-        grid=grid,
-        rows=rows,
-        affine=affine,
-        row_patch=row_patch,
-        hit_point=hit_point,
-        hit_row=hit_row,
-        cls=None if cls is None else cls.numpy(),
-        cosine_error=error,
-        sha256=digest.digest(),
-        hit_step=hit_step,
-    )
+__all__ = ["BlockWriter"]
 
 
 class BlockWriter:
@@ -208,8 +101,7 @@ class BlockWriter:
             raise SampleError("its points have other attributes than those of the samples before it", where=sample_id)
         self._point_names = present.keys()
         self._count_seen()
-        self._arrays["features"].pad_to_chunk()
-        self._pad_row_patch()
+        self._pad()
         exact, order_free = coordinate_digests(points)
         start = self._sample_points[-1][1] if self._sample_points else 0
         self._sample_points.append((start, start + len(points)))
@@ -240,8 +132,7 @@ class BlockWriter:
         """Append a view of the current sample. Order within a sample: variant, then view."""
         features, sample = self._arrays["features"], self._samples[-1]
         if self.settings.align_views:
-            features.pad_to_chunk()
-            self._pad_row_patch()
+            self._pad()
         start, hit_start = features.rows, self._arrays["hit_step"].rows
         features.append(view.rows)
         self._arrays["row_patch"].append(view.row_patch)
@@ -322,9 +213,12 @@ class BlockWriter:
     def _open(self, name: str, dtype: str, tail: Sequence[int], codec: Codec) -> None:
         self._arrays[name] = ArrayWriter(self.folder / name, name, dtype, tuple(tail), codec, self._fs)
 
-    def _pad_row_patch(self) -> None:
-        padding = self._arrays["features"].rows - self._arrays["row_patch"].rows
-        self._arrays["row_patch"].append(np.zeros(padding, np.uint16))
+    def _pad(self) -> None:
+        """Let what follows start on a chunk of features and of hits, so that a read decodes nothing else."""
+        arrays = self._arrays
+        for name in ("features", "hit_step", "hit_row"):
+            arrays[name].pad_to_chunk()
+        arrays["row_patch"].append(np.zeros(arrays["features"].rows - arrays["row_patch"].rows, np.uint16))
 
     def _count_seen(self) -> None:
         self._total["seen"] += int(self._seen.sum())

@@ -20,6 +20,7 @@ __all__ = [
     "BLOSC_NAME",
     "FORMAT_VERSION",
     "POINT_ARRAYS",
+    "VIEW_ARRAYS",
     "ArraySpec",
     "Codec",
     "array_document",
@@ -36,8 +37,8 @@ FORMAT_VERSION: Final = 1
 Codec = Literal["none", "zstd", "blosc"]
 """What stands between `bytes` and `crc32c` in a chunk."""
 
-FEATURE_CHUNK_ROWS: Final = 64
-"""Rows of a feature chunk: 64 halves the padding of 128 (3.3 % instead of 6.5 % of the redkitchen store)."""
+FEATURE_CHUNK_ROWS: Final = 128
+"""Padding is 3.9 % of the redkitchen store; 64 rows would make it 2.6 %, and checked reads 5 % slower."""
 HIT_CHUNK: Final = 16_384
 POINT_CHUNK: Final = 16_384
 BLOSC_NAME: Final = "lz4"
@@ -103,6 +104,10 @@ ARRAYS: Final[dict[str, ArraySpec]] = {
 
 _SEGMENT_NAME = re.compile(r"segment[0-9a-z_]{0,32}")
 _BLOCK_FOLDER = re.compile(r"[A-Za-z0-9._%-]{1,100}-[0-9a-f]{32}")
+
+
+VIEW_ARRAYS: Final = frozenset({"features", "row_patch", "hit_step", "hit_row"})
+"""Arrays whose content `view_sha256` covers view by view; their entries have no hash of the whole."""
 
 
 def array_spec(name: str) -> ArraySpec:

@@ -23,6 +23,7 @@ from ditr_cache.store.layout import (
     MAX_CHUNK_BYTES,
     MAX_POINTS,
     MAX_SIDE,
+    VIEW_ARRAYS,
     Codec,
     array_spec,
     block_file_name,
@@ -74,8 +75,8 @@ class ArrayEntry(_Document):
     shape: tuple[Count, ...]
     chunk_rows: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     codec: Codec
-    sha256: Sha256
-    """Of the decoded little-endian bytes."""
+    sha256: Sha256 | None
+    """Of the decoded little-endian bytes; None where `view_sha256` covers them."""
     metadata: ObjectEntry
     data: ObjectEntry | None
     """None where the array has no elements."""
@@ -106,6 +107,10 @@ class ArrayEntry(_Document):
             expected = int(symbol) if symbol.isdigit() else letters.setdefault(symbol, n)
             if n != expected:
                 raise MetadataError(f"array {name}: {symbol} is {n}, but {expected} elsewhere in the block")
+        if (self.sha256 is None) != (name in VIEW_ARRAYS):
+            raise MetadataError(
+                f"array {name}: a hash of its content is {'missing' if self.sha256 is None else 'unexpected'}"
+            )
         if self.chunk_bytes > MAX_CHUNK_BYTES:
             raise MetadataError(f"array {name}: a chunk of {self.chunk_bytes:,} bytes exceeds {MAX_CHUNK_BYTES:,}")
         if (self.data is None) != (self.chunks == 0):

@@ -15,7 +15,7 @@ from numcodecs import Blosc, Zstd, blosc, zstd
 from numpy.typing import NDArray
 
 from ditr_cache.store.filesystem import Filesystem
-from ditr_cache.store.layout import BLOSC_LEVEL, BLOSC_NAME, Codec, array_document, array_spec, data_object
+from ditr_cache.store.layout import BLOSC_LEVEL, BLOSC_NAME, VIEW_ARRAYS, Codec, array_document, array_spec, data_object
 from ditr_cache.store.manifest import ArrayEntry, ObjectEntry
 
 __all__ = ["ArrayWriter", "compressor", "decode_chunk"]
@@ -106,7 +106,8 @@ class ArrayWriter:
         self._index: list[tuple[int, int]] = []
         self._size = 0
         self._compress = compressor(codec)
-        self._object_sha, self._content_sha = hashlib.sha256(), hashlib.sha256()
+        self._object_sha = hashlib.sha256()
+        self._content_sha = None if name in VIEW_ARRAYS else hashlib.sha256()
         self._path = folder / data_object((0, *tail))
         fs.make_folder(self._path.parent)
         self._file = fs.open_new(self._path)
@@ -116,7 +117,8 @@ class ArrayWriter:
         rows = np.ascontiguousarray(rows, self._dtype)
         assert rows.shape[1:] == self._tail, (self._name, rows.shape, self._tail)
         self.rows += len(rows)
-        self._content_sha.update(rows.data if rows.size else b"")
+        if self._content_sha is not None:
+            self._content_sha.update(rows.data if rows.size else b"")
         if self._chunk_rows is None:
             self._pending.append(rows.copy())
             return
@@ -175,7 +177,7 @@ class ArrayWriter:
             shape=shape,
             chunk_rows=chunk_rows,
             codec=self._codec,
-            sha256=self._content_sha.hexdigest(),
+            sha256=None if self._content_sha is None else self._content_sha.hexdigest(),
             metadata=ObjectEntry(size=len(document), sha256=hashlib.sha256(document).hexdigest()),
             data=data,
         )

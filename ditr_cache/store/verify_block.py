@@ -122,7 +122,7 @@ class _Content:
             if not np.isfinite(tables[name]).all():
                 self._problem(name, "is not finite")
         self._check_ranges("view_rows", arrays["features"].shape[0], most=MAX_VIEW_ROWS)
-        self._check_ranges("view_hits", arrays["hit_step"].shape[0], whole=True)
+        self._check_ranges("view_hits", arrays["hit_step"].shape[0])
         self._check_ranges("sample_points", sum(s.points for s in samples), whole=True)
         lengths = np.diff(tables["sample_points"])[:, 0].tolist()
         if lengths != [s.points for s in samples]:
@@ -145,28 +145,29 @@ class _Content:
 
     def check_views(self) -> None:
         """Rows, hits and hash of every view; what lies between the rows of two views is zero."""
-        features, row_patch = self._streams["features"], self._streams["row_patch"]
-        at, seen = 0, np.zeros(0, bool)
+        streams, arrays = self._streams, self._receipt.arrays
+        rows_at, hits_at, seen = 0, 0, np.zeros(0, bool)
         total = dict.fromkeys(Coverage.model_fields, 0)
         previous = -1
-        tables = (self._tables[n].tolist() for n in ("view_rows", "view_sample", "view_variant"))
-        for view, ((start, stop), sample, variant) in enumerate(zip(*tables, strict=True)):
+        tables = (self._tables[n].tolist() for n in ("view_rows", "view_hits", "view_sample", "view_variant"))
+        for view, ((start, stop), (first, last), sample, variant) in enumerate(zip(*tables, strict=True)):
             if sample != previous:
                 total["seen"] += int(seen.sum())
                 seen, previous = np.zeros(self._receipt.samples[sample].points, bool), sample
-            features.skip_padding(start - at)
-            row_patch.skip_padding(start - at)
+            for name in ("features", "row_patch"):
+                streams[name].skip_padding(start - rows_at)
+            for name in ("hit_step", "hit_row"):
+                streams[name].skip_padding(first - hits_at)
             point_H = self._check_view(view, stop - start, len(seen))
             if point_H is None:
                 return
-            at = stop
+            rows_at, hits_at = stop, last
             if variant == 0:
                 seen[point_H] = True
                 for key, n in (("views", 1), ("rows", stop - start), ("hits", len(point_H))):
                     total[key] += n
-        end = self._receipt.arrays["features"].shape[0]
-        features.skip_padding(end - at)
-        row_patch.skip_padding(end - at)
+        for name, at in (("features", rows_at), ("row_patch", rows_at), ("hit_step", hits_at), ("hit_row", hits_at)):
+            streams[name].skip_padding(arrays[name].shape[0] - at)
         total["seen"] += int(seen.sum())
         total["points"] = sum(s.points for s in self._receipt.samples)
         if total != self._receipt.coverage.model_dump():

@@ -25,7 +25,8 @@ from ditr_cache.store.layout import FORMAT_VERSION, block_file_name, group_docum
 from ditr_cache.store.manifest import Manifest, Plan, Receipt, build_manifest, parse
 
 if TYPE_CHECKING:
-    from ditr_cache.store.block import BlockSettings, BlockWriter
+    from ditr_cache.store.block import BlockWriter
+    from ditr_cache.store.encode import BlockSettings
 
 __all__ = ["StoreWriter", "identity_difference", "read_identity", "root_document"]
 

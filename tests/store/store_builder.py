@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditr_cache.store.block import BlockSettings, EncodedView, encode_view
+from ditr_cache.store.encode import BlockSettings, EncodedView, encode_view
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample, Receipt
 from ditr_cache.store.writer import StoreWriter

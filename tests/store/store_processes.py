@@ -7,7 +7,7 @@ from pathlib import Path
 from store_builder import random_block, run_extraction
 
 from ditr_cache.errors import StoreNotFoundError
-from ditr_cache.store.block import BlockSettings
+from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.writer import StoreWriter
 

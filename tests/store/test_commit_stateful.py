@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from store_builder import NoSync, build_store, fast_folder, random_block, run_extraction, write_block
 
 from ditr_cache.errors import StoreNotFoundError
-from ditr_cache.store.block import BlockSettings
+from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.verify import verify_store

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from store_builder import DATASET, IDENTITY, NoSync, build_store, random_block, run_extraction, write_block
 
-from ditr_cache.store.block import BlockSettings
+from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.manifest import Plan
 from ditr_cache.store.reader import open_store

@@ -24,7 +24,7 @@ from store_builder import (
 )
 
 from ditr_cache.errors import ConfigError, SampleNotFoundError, StoreNotFoundError
-from ditr_cache.store.block import BlockSettings
+from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.reader import FeatureStore, open_store
 from ditr_cache.store.verify import verify_store
 from ditr_cache.types import PointFeatures

@@ -12,7 +12,7 @@ import pytest
 from store_builder import IDENTITY, NoSync, build_store, random_block, tree_digest, write_block
 
 from ditr_cache.errors import CorruptStoreError, MetadataError, StoreError, StoreNotFoundError
-from ditr_cache.store.block import BlockSettings
+from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.verify import VerifyReport, verify_store
 from ditr_cache.store.writer import StoreWriter
@@ -208,7 +208,8 @@ def replace(position: int, value):
         ("view_rows", replace(1, (5, 3)), "ascending ranges"),
         ("view_rows", replace(0, (-(2**63), 2**63 - 1)), "ascending ranges"),
         ("view_rows", replace(5, (0, 2**40)), "ascending ranges"),
-        ("view_hits", replace(0, (1, 2)), "ascending ranges"),
+        ("view_hits", replace(0, (1, 2)), "rows that belong to no view are not zero"),
+        ("view_hits", replace(0, (2, 1)), "ascending ranges"),
         ("view_sample", replace(0, 7), "belongs to no sample"),
         ("view_sample", replace(5, 0), "order"),
         ("view_index", replace(0, 3), "belongs to no sample"),

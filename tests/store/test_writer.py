@@ -19,7 +19,7 @@ from ditr_cache.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from ditr_cache.store.block import BlockSettings, encode_view
+from ditr_cache.store.encode import BlockSettings, encode_view
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import block_file_name
 from ditr_cache.store.manifest import Plan

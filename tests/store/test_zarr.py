@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 from store_builder import NoSync, build_store, random_block
 
-from ditr_cache.store.block import BlockSettings
+from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.layout import array_document, array_spec
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.shard import ArrayWriter
