@@ -93,6 +93,9 @@ def encode_view(
     # exponent of infinity or NaN; torch.isfinite takes ten times as long on float16
     if bits.size and (bits & 0x7FFF).max() >= 0x7C00:
         raise FrameError("features are not finite, or exceed 65,504, the range of float16", where=name)
+    cls = None if cls_D is None else cls_D.to(torch.float16)
+    if cls is not None and not bool(torch.isfinite(cls).all()):
+        raise FrameError("the class token is not finite in float16", where=name)
     affine, error = None, None
     if settings.dtype == "int8":
         rows, affine, error = quantise(rows_RD)

@@ -27,8 +27,8 @@ from ditr_cache.store.reader import open_store  # noqa: E402
 
 STORES = {
     "f16": (
-        BlockSettings(8, "float16", class_token=True),
-        random_block(1, "scene ä", points=90, views=3, variants=(0, 1), cls=True),
+        BlockSettings(4, "float16", class_token=True),
+        random_block(1, "scene ä", points=90, views=3, variants=(0, 1), dim=4, cls=True),
     ),
     "int8": (
         BlockSettings(8, "int8", "zstd", points=False, align_views=False),
@@ -39,9 +39,13 @@ CHUNK_ROWS = 64
 
 
 def short_chunks() -> dict[str, layout.ArraySpec]:
-    """The arrays of the format with chunks of at most 64 rows. Those of the features are, and decide on padding."""
+    """The arrays of the format with chunks of 64 rows, but for those whose chunks decide on padding."""
     names = {**layout.ARRAYS, "segment": layout.array_spec("segment"), "segment20": layout.array_spec("segment20")}
-    return {n: spec if spec.chunk_rows is None else replace(spec, chunk_rows=CHUNK_ROWS) for n, spec in names.items()}
+    kept = {"features", "hit_step", "hit_row"}
+    return {
+        name: spec if spec.chunk_rows is None or name in kept else replace(spec, chunk_rows=CHUNK_ROWS)
+        for name, spec in names.items()
+    }
 
 
 def main() -> None:
