@@ -19,8 +19,8 @@ from _harness import write_results
 from _stores import NUSCENES, REDKITCHEN, build_store, work_folder
 
 from ditr_cache.store.layout import POINT_ARRAYS, array_spec, shard_index_bytes
-from ditr_cache.store.manifest import ArrayEntry
 from ditr_cache.store.reader import FeatureStore
+from ditr_cache.store.receipt import ArrayEntry
 
 TARGETS = {"redkitchen": 0.38, "nuscenes": 1 / 6}
 INT8 = 0.55

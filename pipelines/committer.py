@@ -15,7 +15,7 @@ from ditr_cache.errors import DitrCacheError, FrameError
 from ditr_cache.pipelines.events import BeginBlock, BeginSample, BlockState, EndBlock, Event, FrameJob, LeaveOut
 from ditr_cache.store.block import BlockWriter
 from ditr_cache.store.encode import BlockSettings, EncodedView
-from ditr_cache.store.manifest import FrameNote
+from ditr_cache.store.receipt import FrameNote
 from ditr_cache.store.writer import StoreWriter
 
 __all__ = ["Committer"]

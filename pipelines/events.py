@@ -14,7 +14,7 @@ import torch
 
 from ditr_cache.fusion import ViewHits
 from ditr_cache.store.encode import EncodedView
-from ditr_cache.store.manifest import FrameNote
+from ditr_cache.store.receipt import FrameNote
 from ditr_cache.types import BlockPlan, Scene, View
 
 __all__ = ["BeginBlock", "BeginSample", "BlockState", "EndBlock", "Event", "FrameJob", "LeaveOut", "PreparedFrame"]

@@ -27,7 +27,7 @@ from ditr_cache.pipelines.events import (
     LeaveOut,
     PreparedFrame,
 )
-from ditr_cache.store.manifest import FrameNote
+from ditr_cache.store.receipt import FrameNote
 from ditr_cache.types import SamplePlan, Scene, View
 
 __all__ = ["Feeder", "prepare_frame", "select_views"]

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ditr_cache.errors import StoreNotFoundError
-from ditr_cache.store.manifest import FrameNote, Manifest, Plan, Receipt, build_manifest, parse
+from ditr_cache.store.documents import parse
+from ditr_cache.store.manifest import Manifest, Plan, build_manifest
 from ditr_cache.store.reader import SampleInfo, read_manifest
+from ditr_cache.store.receipt import FrameNote, Receipt
 from ditr_cache.store.writer import StoreWriter
 
 __all__ = ["ArraySummary", "Info", "InfoReport", "SplitSummary"]

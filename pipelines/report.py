@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ditr_cache.store.manifest import FrameNote, Manifest
+from ditr_cache.store.manifest import Manifest
+from ditr_cache.store.receipt import FrameNote
 
 __all__ = ["Estimate", "ExtractReport", "coverage", "summarise"]
 

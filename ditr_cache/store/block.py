@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from ditr_cache.errors import QuantisationError, SampleError
 from ditr_cache.store.digests import coordinate_digests
+from ditr_cache.store.documents import construct
 from ditr_cache.store.encode import BlockSettings, EncodedView
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import FORMAT_VERSION, Codec, group_document
-from ditr_cache.store.manifest import Coverage, FrameNote, ObjectEntry, Receipt, SampleEntry, construct
 from ditr_cache.store.quantize import MAX_COSINE_ERROR_P99
+from ditr_cache.store.receipt import Coverage, FrameNote, ObjectEntry, Receipt, SampleEntry
 from ditr_cache.store.shard import ArrayWriter
 from ditr_cache.types import PointCloud
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ditr_cache.errors import MetadataError
 from ditr_cache.store.kernels import running_sum
 from ditr_cache.store.layout import MAX_VIEW_ROWS, POINT_ARRAYS
-from ditr_cache.store.manifest import Receipt
 from ditr_cache.store.objects import ArrayReader
+from ditr_cache.store.receipt import Receipt
 from ditr_cache.types import PointCloud
 
 __all__ = ["BlockReader"]

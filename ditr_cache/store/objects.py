@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ditr_cache.errors import CorruptStoreError, MetadataError
 from ditr_cache.store.layout import array_spec, data_object, shard_index_bytes
-from ditr_cache.store.manifest import ArrayEntry
+from ditr_cache.store.receipt import ArrayEntry
 from ditr_cache.store.shard import decode_chunk
 
 __all__ = ["ArrayReader", "open_inside"]

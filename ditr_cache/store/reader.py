@@ -18,9 +18,11 @@ import numpy as np
 from ditr_cache.errors import ConfigError, CorruptStoreError, MetadataError, SampleNotFoundError, StoreNotFoundError
 from ditr_cache.store.block_reader import BlockReader
 from ditr_cache.store.choose import Draw, draw_views, serve
+from ditr_cache.store.documents import parse
 from ditr_cache.store.layout import MAX_DOCUMENT_BYTES
-from ditr_cache.store.manifest import Manifest, Receipt, SampleEntry, parse
+from ditr_cache.store.manifest import Manifest
 from ditr_cache.store.objects import open_inside
+from ditr_cache.store.receipt import Receipt, SampleEntry
 from ditr_cache.types import FactoredFeatures, PointFeatures
 
 __all__ = ["FeatureStore", "SampleInfo", "open_store", "read_manifest"]

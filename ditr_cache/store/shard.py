@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import BLOSC_LEVEL, BLOSC_NAME, VIEW_ARRAYS, Codec, array_document, array_spec, data_object
-from ditr_cache.store.manifest import ArrayEntry, ObjectEntry
+from ditr_cache.store.receipt import ArrayEntry, ObjectEntry
 
 __all__ = ["ArrayWriter", "compressor", "decode_chunk"]
 

@@ -20,8 +20,10 @@ from typing import Any, TypeVar
 from ditr_cache.config import canonical_json
 from ditr_cache.errors import MetadataError, StoreNotFoundError
 from ditr_cache.store.card import store_card
+from ditr_cache.store.documents import parse
 from ditr_cache.store.layout import block_file_name
-from ditr_cache.store.manifest import Manifest, Plan, Receipt, build_manifest, parse
+from ditr_cache.store.manifest import Manifest, Plan, build_manifest
+from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.verify_array import Findings, Problem, read_document
 from ditr_cache.store.verify_block import check_block
 from ditr_cache.store.writer import read_identity, root_document

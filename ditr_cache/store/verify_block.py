@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ditr_cache.store.digests import coordinate_digests
 from ditr_cache.store.layout import FORMAT_VERSION, MAX_VIEW_ROWS, array_document, array_spec, data_object
-from ditr_cache.store.manifest import Coverage, Receipt
+from ditr_cache.store.receipt import Coverage, Receipt
 from ditr_cache.store.verify_array import ArrayStream, Findings, read_document
 from ditr_cache.types import PointCloud
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 from ditr_cache.config import canonical_json
 from ditr_cache.errors import IdentityMismatchError, MetadataError, StoreError, StoreNotFoundError
 from ditr_cache.store.card import store_card
+from ditr_cache.store.collect import changed, rubbish
+from ditr_cache.store.documents import parse
 from ditr_cache.store.filesystem import Filesystem
-from ditr_cache.store.layout import FORMAT_VERSION, block_file_name, group_document, is_block_folder
-from ditr_cache.store.manifest import Manifest, Plan, Receipt, build_manifest, parse
+from ditr_cache.store.layout import FORMAT_VERSION, block_file_name, group_document
+from ditr_cache.store.manifest import Manifest, Plan, build_manifest
+from ditr_cache.store.receipt import Receipt
 
 if TYPE_CHECKING:
     from ditr_cache.store.block import BlockWriter
     from ditr_cache.store.encode import BlockSettings
 
 __all__ = ["StoreWriter", "identity_difference", "read_identity", "root_document"]
-
-ORPHAN_AGE_S = 24 * 3600
-"""How old a block without any receipt must be before it counts as abandoned."""
 
 
 def root_document(identity: Mapping[str, Any]) -> bytes:
@@ -211,7 +209,7 @@ class StoreWriter:
     def failures(self) -> dict[str, str]:
         """Latest reason by block, for blocks that have no receipt."""
         done, found = self.committed(), {}
-        for path in sorted((self.path / "failures").glob("[!.]*.json"), key=_changed):
+        for path in sorted((self.path / "failures").glob("[!.]*.json"), key=changed):
             try:
                 record = json.loads(path.read_bytes())["failure"]
                 block, reason = str(record["block"]), str(record["reason"])
@@ -266,28 +264,10 @@ class StoreWriter:
                 return manifest, name
 
     def _collect(self, manifest: Manifest, *, now: bool, keep: str) -> list[str]:
-        # called under the lock: temporary files beside it belong to dead processes
-        removed: list[Path] = [*self.path.glob(".*.tmp"), *(self.path / "plans").glob(".*.tmp")]
-        done = {block_file_name(b) for b in manifest.blocks}
+        # called under the lock
         referred = manifest.blocks.values() if now else self.receipts()
-        kept_folders = self._active | {receipt.folder.removeprefix("blocks/") for receipt in referred}
-        horizon = time.time() - ORPHAN_AGE_S
-        for path in sorted((self.path / "blocks").iterdir()):
-            if not is_block_folder(path.name) or path.name in kept_folders:
-                continue
-            if path.name[:-33] in done or now or _newest(path) < horizon:
-                removed.append(path)
-        for folder in ("receipts", "failures"):
-            removed += [
-                path
-                for path in (self.path / folder).glob(".*.tmp")
-                # .<block>.<g>.json.<uuid>.tmp
-                if now or (folder == "receipts" and path.name[1:].rsplit(".", 4)[0] in done) or _changed(path) < horizon
-            ]
-        removed += [p for p in (self.path / "failures").glob("[!.]*.json") if p.name[:-38] in done]
-        for path in self.path.glob("manifest-*.json"):
-            if path.name != keep and (now or _changed(path) < horizon):
-                removed.append(path)
+        kept = self._active | {receipt.folder.removeprefix("blocks/") for receipt in referred}
+        removed = rubbish(self.path, {block_file_name(b) for b in manifest.blocks}, kept, keep, now=now)
         for path in removed:
             if path.is_dir() and not path.is_symlink():
                 self._fs.remove_tree(path)
@@ -318,16 +298,3 @@ def _is_ours(name: str) -> bool:
     return name in {"plans", "blocks", "receipts", "failures", ".lock"} or (
         name.startswith(".") and name.endswith(".tmp")
     )
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:
-        # its writer is alive and has just cleaned up: nothing to collect
-        return math.inf
-
-
-def _newest(folder: Path) -> float:
-    entries = ((parent, name) for parent, folders, files in os.walk(folder) for name in (".", *folders, *files))
-    return max((_changed(Path(parent, name)) for parent, name in entries), default=math.inf)

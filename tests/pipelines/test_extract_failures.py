@@ -11,8 +11,8 @@ import torch
 from ditr_cache.backbones.base import PatchMaps
 from ditr_cache.datasets.registry import open_dataset
 from ditr_cache.errors import BackboneError, ConfigError, FrameError, SampleError
-from ditr_cache.store.manifest import Receipt
 from ditr_cache.store.reader import open_store
+from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.writer import StoreWriter
 
 

@@ -18,8 +18,8 @@ from ditr_cache.config import BackboneConfig, ExtractConfig, load_config
 from ditr_cache.datasets.registry import open_dataset
 from ditr_cache.pipelines.extract import Extract
 from ditr_cache.store.block import BlockWriter
-from ditr_cache.store.manifest import Receipt
 from ditr_cache.store.reader import open_store
+from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.writer import StoreWriter
 
 SETTINGS = ["images.size=[28,42]", "run.batch_size=4", "run.threads=2", "visibility.depth_margin=null"]

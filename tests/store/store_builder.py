@@ -19,7 +19,8 @@ import torch
 
 from ditr_cache.store.encode import BlockSettings, EncodedView, encode_view
 from ditr_cache.store.filesystem import Filesystem
-from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample, Receipt
+from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample
+from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.writer import StoreWriter
 from ditr_cache.types import Camera, PointCloud
 

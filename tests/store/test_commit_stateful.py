@@ -185,6 +185,8 @@ def test_a_slow_finaliser_cannot_take_back_what_a_fast_one_published(started):
     slow.advance_until(lambda name: name == "rename LATEST")
     only_commit(started, NoSync(), BLOCKS[1])
     fast.advance_until(lambda name: False)
+    # it has to wait: its sweep would take the temporary file of the other one too
+    assert fast.blocked
     slow.advance()
     slow.kill()
     fast.advance_until(lambda name: False)

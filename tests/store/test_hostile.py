@@ -22,9 +22,11 @@ from store_builder import build_store, fast_folder, random_block
 
 from ditr_cache.config import canonical_json
 from ditr_cache.errors import CorruptStoreError, MetadataError, StoreError
+from ditr_cache.store.documents import parse
 from ditr_cache.store.encode import BlockSettings
-from ditr_cache.store.manifest import Manifest, Plan, Receipt, parse
+from ditr_cache.store.manifest import Manifest, Plan
 from ditr_cache.store.reader import open_store
+from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.shard import decode_chunk
 from ditr_cache.store.verify import VerifyReport, verify_store
 
