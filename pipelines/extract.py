@@ -123,6 +123,8 @@ class Extract:
         try:
             first = self._extract(store, backbone, todo)
             again = [BlockState(b.plan, b.generation) for b, _ in first.failed if isinstance(b.failure, OSError)]
+            # what was written of failed blocks is not there
+            self.progress.advance(first.stored - first.images)
             retry = self._extract(store, backbone, again) if again and not self._stop.is_set() else None
             manifest = store.finalize()
         finally:

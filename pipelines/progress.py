@@ -16,7 +16,7 @@ class Progress(Protocol):
         ...
 
     def advance(self, images: int) -> None:
-        """So many more images are stored."""
+        """So many more images are stored; fewer, where a block was given up."""
         ...
 
     def note(self, text: str) -> None:
