@@ -20,6 +20,7 @@ from ditr_cache.store.layout import (
     Codec,
     array_spec,
     block_file_name,
+    data_object,
     shard_index_bytes,
 )
 
@@ -185,6 +186,13 @@ class Receipt(Document):
     def folder(self) -> str:
         """Path of the block, relative to the store."""
         return f"blocks/{block_file_name(self.block)}-{self.uuid}"
+
+    @property
+    def objects(self) -> list[str]:
+        """Paths of all its objects, relative to the store."""
+        data = [f"{name}/{data_object(entry.shape)}" for name, entry in self.arrays.items() if entry.data]
+        names = ["zarr.json", *(f"{name}/zarr.json" for name in self.arrays), *data]
+        return [f"{self.folder}/{name}" for name in names]
 
     @property
     def size(self) -> int:

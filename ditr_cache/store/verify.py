@@ -185,6 +185,7 @@ def _check_latest(found: Findings) -> Manifest | None:
         elif name == latest:
             with found.guard(name):
                 manifest = parse(Manifest, content, name)
+                _check_canonical(manifest.to_bytes(), content)
     return manifest
 
 

@@ -82,12 +82,11 @@ def _parse(found: Findings, path: str, data: bytes | None) -> dict[str, Any] | N
 
 def _check_entries(found: Findings, receipt: Receipt) -> None:
     """Every object is there and has its size; what else lies there is only noted."""
-    expected = {f"{receipt.folder}/zarr.json"} | {f"{receipt.folder}/{name}/zarr.json" for name in receipt.arrays}
+    expected = set(receipt.objects)
     for name, entry in receipt.arrays.items():
         if entry.data is None:
             continue
         path = f"{receipt.folder}/{name}/{data_object(entry.shape)}"
-        expected.add(path)
         with found.guard(path):
             size = (found.root / path).lstat().st_size
             if size != entry.data.size:

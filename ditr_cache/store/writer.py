@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,10 +171,28 @@ class StoreWriter:
             raise
 
     def commit(self, receipt: Receipt) -> bool:
-        """Make a finished block count. False if another writer was first; its block stands, ours is removed."""
+        """Make a finished block count. False if another writer was first; its block stands, ours is removed.
+
+        Raises:
+            StoreError: If a collector took the block's files.
+        """
+        # collectors take what is left of a block that is done, and cannot tell it from one that is being done again
+        with self._fs.lock(self.path / ".lock") if receipt.generation else nullcontext():
+            return self._commit(receipt)
+
+    def _commit(self, receipt: Receipt) -> bool:
         name = f"{block_file_name(receipt.block)}.{receipt.generation}.json"
         path = self.path / "receipts" / name
         data = receipt.to_bytes()
+        # in this order: whose files are gone because another was first finds that one's receipt
+        if not all((self.path / name).is_file() for name in receipt.objects) and not path.exists():
+            self._active.discard(receipt.folder.removeprefix("blocks/"))
+            self._fs.remove_tree(self.path / receipt.folder)
+            raise StoreError(
+                "its files were collected while it was written",
+                where=receipt.block,
+                hint="Run the same command again, without `gc --now` or another run's finalising beside it.",
+            )
         try:
             won = self._fs.create_exclusively(path, data)
         except FileNotFoundError:

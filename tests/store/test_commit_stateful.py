@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from store_builder import NoSync, build_store, fast_folder, random_block, run_extraction, write_block
 
-from ditr_cache.errors import StoreNotFoundError
+from ditr_cache.errors import StoreError, StoreNotFoundError
 from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.reader import open_store
@@ -205,6 +205,43 @@ def test_a_finaliser_leaves_blocks_alone_that_are_being_written(started):
     StoreWriter(started, NoSync()).finalize()
     assert covered(started) == ["block 0", "block 1"]
     assert verify_store(started).notes == ()
+
+
+def redo(path: Path, fs: Filesystem) -> bool:
+    """Do the first block again."""
+    writer = StoreWriter(path, fs)
+    return writer.commit(write_block(writer, BLOCKS[0], SETTINGS, generation=1))
+
+
+@pytest.mark.parametrize("until", ["lock", "link receipts"])
+def test_a_block_that_is_done_again_is_lost_whole_or_not_at_all(started, until):
+    """A collector cannot tell it from what a beaten writer left: it may take the files, but not after the receipt."""
+    world = World()
+    again = Actor(world, lambda fs: redo(started, fs))
+    again.advance_until(lambda name: name == until)
+    finaliser = Actor(world, lambda fs: StoreWriter(started, fs).finalize())
+    finaliser.advance_until(lambda name: False)
+    assert finaliser.blocked == (until == "link receipts")
+    if until == "lock":
+        with pytest.raises(StoreError, match="collected while it was written"):
+            again.advance_until(lambda name: False)
+    else:
+        again.advance_until(lambda name: False)
+        finaliser.advance_until(lambda name: False)
+    StoreWriter(started, NoSync()).finalize()
+    report = verify_store(started)
+    assert (report.problems, report.notes) == ((), ())
+    assert open_store(started).manifest.blocks["block 0"].generation == (until == "link receipts")
+
+
+def test_a_writer_whose_files_were_collected_cannot_commit(started):
+    writer = StoreWriter(started, NoSync())
+    receipt = write_block(writer, BLOCKS[1], SETTINGS)
+    # in another process, and against the advice not to while blocks are written
+    StoreWriter(started, NoSync()).collect(now=True)
+    with pytest.raises(StoreError, match="collected while it was written"):
+        writer.commit(receipt)
+    assert not writer.has_receipt("block 1")
 
 
 class LoseAll(random.Random):

@@ -93,9 +93,12 @@ def grow(array: str, rows: int, size: int | None = None) -> Callable[[dict[str, 
 
 
 @pytest.mark.parametrize(
-    "array", ["features", "row_patch", "hit_step", "hit_row", "view_rows", "coord", "cls", "origin"]
+    ("array", "rows"),
+    [
+        *((a, MANY) for a in ("features", "row_patch", "hit_step", "hit_row", "view_rows", "coord", "cls", "origin")),
+        *(("features", rows) for rows in (1 << 41, -1, 10**30)),
+    ],
 )
-@pytest.mark.parametrize("rows", [MANY, 1 << 41, -1, 10**30])
 def test_huge_shapes_are_refused_before_anything_is_allocated(store, array, rows):
     forge(store, grow(array, rows))
     refused(store, MetadataError)
@@ -411,9 +414,9 @@ def test_decoding_never_does_worse_than_refusing(codec, edits, cut):
         lambda i: [(a, b - 4) for a, b in i],
     ],
 )
-@pytest.mark.parametrize("name", ["features", "row_patch", "hit_step", "coord"])
+@pytest.mark.parametrize("name", ["features", "hit_step", "coord"])
 def test_shard_indexes_point_at_the_chunks_and_nothing_else(tmp_path, index, name):
-    block = random_block(1, "a", points=20_000, views=2)
+    block = random_block(1, "a", points=17_000, views=1)
     build_store(tmp_path / "s", [block], BlockSettings(8, "int8", "zstd"))
     chunks, _ = chunks_of(tmp_path / "s", name)
     offsets = np.cumsum([0, *(len(c) + 4 for c in chunks)]).tolist()
@@ -516,7 +519,7 @@ JUNK = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_no_mutation_of_a_manifest_raises_anything_but_our_errors(data):
     with fast_folder() as folder:
