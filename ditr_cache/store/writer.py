@@ -129,12 +129,26 @@ class StoreWriter:
         return writer
 
     def add_plan(self, plan: Plan) -> None:
-        """Record what a run intends. The same plan twice is one plan."""
+        """Record what a run intends. The same plan twice is one plan.
+
+        Raises:
+            StoreError: If it puts a sample into another block than an earlier plan, or into two.
+        """
         data = plan.to_bytes()
         path = self.path / "plans" / f"{hashlib.sha256(data).hexdigest()}.json"
         with self._fs.lock(self.path / ".lock"):
-            if not path.exists():
-                self._fs.create_exclusively(path, data)
+            if path.exists():
+                return
+            block_of: dict[str, str] = {}
+            for block in (block for known in (*self._plans(), plan) for block in known.blocks):
+                for sample in block.samples:
+                    if block_of.setdefault(sample.id, block.id) != block.id:
+                        raise StoreError(
+                            f"sample {sample.id} is planned in blocks {block_of[sample.id]} and {block.id}",
+                            where=self.path,
+                            hint="Name a new store for this data.",
+                        )
+            self._fs.create_exclusively(path, data)
 
     def receipt(self, block: str) -> Receipt | None:
         """The newest receipt of a block; None if it is not committed."""

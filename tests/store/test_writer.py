@@ -22,7 +22,7 @@ from ditr_cache.errors import (
 from ditr_cache.store.encode import BlockSettings, encode_view
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import block_file_name
-from ditr_cache.store.manifest import Plan
+from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.verify import verify_store
 from ditr_cache.store.writer import StoreWriter, identity_difference, read_identity
@@ -387,3 +387,24 @@ def test_the_real_file_system_makes_the_same_store(tmp_path):
     for name, fs in (("a", NoSync()), ("b", Filesystem())):
         build_store(tmp_path / name, BLOCKS, S, fs=fs)
     assert open_store(tmp_path / "a").digest == open_store(tmp_path / "b").digest
+
+
+def test_a_sample_belongs_to_one_block(tmp_path):
+    """Found when it is planned, not when hours of work are finalised."""
+    writer = StoreWriter.create(tmp_path / "s", {"dataset": {"name": "x"}})
+
+    def plan(*blocks: tuple[str, str]) -> Plan:
+        return Plan(
+            dataset=DatasetEntry(),
+            blocks=tuple(
+                PlannedBlock(id=block, samples=(PlannedSample(id=sample, split="train", views=()),))
+                for block, sample in blocks
+            ),
+        )
+
+    writer.add_plan(plan(("a", "1"), ("b", "2")))
+    writer.add_plan(plan(("a", "1"), ("c", "3")))
+    for wrong in (plan(("d", "2")), plan(("e", "4"), ("f", "4"))):
+        with pytest.raises(StoreError, match="is planned in blocks"):
+            writer.add_plan(wrong)
+    assert {b.id for b in writer.finalize().planned} == {"a", "b", "c"}
