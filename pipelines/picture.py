@@ -170,11 +170,11 @@ def _cloud(scene: Scene, colour_N3: RGB, seen_N: NDArray[np.bool_] | None) -> RG
     pixel = (xy - (low + high) / 2) * scale * [1, -1] + [width / 2, height / 2]
     order = np.argsort(coord @ towards, kind="stable")
     radius = int(np.clip(round(2 * np.sqrt(width * height / len(coord))), 1, 4))
-    for dy in range(radius):
-        for dx in range(radius):
-            column, row = (pixel[order] + [dx, dy]).astype(np.int64).T
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            out[row[inside], column[inside]] = colour_N3[order][inside]
+    # all pixels of a point before those of the next nearer one, which then covers them
+    splat = np.stack(np.meshgrid(np.arange(radius), np.arange(radius)), axis=-1).reshape(-1, 2)
+    column, row = (pixel[order][:, None] + splat).astype(np.int64).reshape(-1, 2).T
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    out[row[inside], column[inside]] = np.repeat(colour_N3[order], len(splat), axis=0)[inside]
     return out
 
 
