@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,13 +228,13 @@ def hit_benchmark(store: FeatureStore, draws: Sequence[list[int]], folder: Path)
 
     def decode(views: Sequence[int]) -> object:
         wanted = [tuple(ranges[v]) for v in views]
-        return [block.array(name).decode_ranges(wanted) for name in ("hit_step", "hit_row")]
+        return [deque(block.array(name).decode_ranges(wanted), 0) for name in ("hit_step", "hit_row")]
 
     for ours, theirs in zip(block.read_hits_many(draws[0], n), zstd.read(draws[0]), strict=True):
         if not all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
             raise SystemExit("the prototype decodes other hits than we do")
     decoding = time_draws({"ours": decode, "zstd prototype": zstd.decode}, draws)
-    reading = time_draws({"ours": lambda v: block.read_hits_many(v, n), "zstd prototype": zstd.read}, draws)
+    reading = time_draws({"ours": lambda v: list(block.read_hits_many(v, n)), "zstd prototype": zstd.read}, draws)
 
     # few, for hits come to this step from the cache, not from memory
     distinct = [number_rows(block, views, n) for views in draws[:8]]
@@ -298,7 +299,7 @@ def whole_benchmark(store: FeatureStore) -> dict[str, Any]:
         {
             "store.read": lambda i: store.read(sample.id, count=VIEWS, seed=i),
             "draw views": lambda i: draw_views(base, VIEWS, "random", Draw(i)),
-            "hits": lambda i: block.read_hits_many(drawn[i], n),
+            "hits": lambda i: list(block.read_hits_many(drawn[i], n)),
             "choose views": lambda i: serve(n, distinct[i % len(distinct)], "random", Draw(i)),
             "view and patch": gather,
             "row_patch": lambda i: block.read_row_patches(drawn[i]),

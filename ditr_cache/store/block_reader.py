@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,17 +92,16 @@ class BlockReader:
 
     def read_hits(self, view: int, points: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
         """One view's hits; see `read_hits_many`."""
-        return self.read_hits_many([view], points)[0]
+        return next(self.read_hits_many([view], points))
 
-    def read_hits_many(self, views: Sequence[int], points: int) -> list[tuple[NDArray[np.int64], NDArray[np.uint16]]]:
+    def read_hits_many(
+        self, views: Sequence[int], points: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint16]]]:
         """Hits of each view: points `[H]` ascending (int64, ready to index with), rows of the view `[H]`.
 
         Args:
             views: Rows of the view tables, of one sample.
             points: N of the sample.
-
-        Returns:
-            Arrays that are not to be written to: chunks that views share are decoded once.
 
         Raises:
             MetadataError: If a hit names a point or a row that does not exist.
@@ -110,11 +109,14 @@ class BlockReader:
         ranges = [self._hit_ranges[v] for v in views]
         if any(stop - start > points for start, stop in ranges):
             raise MetadataError("a view sees more points than there are", where=self.receipt.folder)
-        steps, rows = (self.array(name).decode_ranges(ranges) for name in ("hit_step", "hit_row"))
-        return [
-            self._checked_hits(self._row_ranges[view], step_H, row_H, points)
-            for view, step_H, row_H in zip(views, steps, rows, strict=True)
-        ]
+        # map and not a loop: a loop variable would keep an array alive while the next is decoded
+        return map(
+            self._checked_hits,
+            [self._row_ranges[view] for view in views],
+            self.array("hit_step").decode_ranges(ranges),
+            self.array("hit_row").decode_ranges(ranges),
+            [points] * len(views),
+        )
 
     def _checked_hits(
         self, rows: tuple[int, int], step_H: NDArray[np.int32], row_H: NDArray[np.uint16], points: int
