@@ -38,13 +38,13 @@ Codec = Literal["none", "zstd", "blosc"]
 """What stands between `bytes` and `crc32c` in a chunk."""
 
 FEATURE_CHUNK_ROWS: Final = 128
-"""Padding is 3.9 % of the redkitchen store; 64 rows would make it 2.6 %, and checked reads 5 % slower."""
+"""Padding is 3.6 % of the redkitchen store; 64 rows would make it 2.6 %, and checked reads 5 % slower."""
 HIT_CHUNK: Final = 16_384
 POINT_CHUNK: Final = 16_384
 BLOSC_NAME: Final = "lz4hc"
 BLOSC_LEVEL: Final = 1
-"""0.83 bytes a hit against zstd-1's 0.66 (which adds 0.3 % to the redkitchen store), but decoded three times faster
-(benchmarks/reading.py). Higher levels save 0.1 bytes and take twice as long to write, lz4 takes 0.1 more."""
+"""0.84 bytes a hit against zstd-1's 0.64, which is 0.9 % of the redkitchen store, but decoded three times faster
+(benchmarks/reading.py). Higher levels save 0.1 bytes and take twice as long to write; lz4 takes 0.1 more."""
 MAX_CHUNK_BYTES: Final = 1 << 28
 MAX_SIDE: Final = 1 << 40
 MAX_DOCUMENT_BYTES: Final = 1 << 30
