@@ -23,6 +23,7 @@ __all__ = [
     "DepthSource",
     "FactoredFeatures",
     "ImageSource",
+    "PointBatch",
     "PointCloud",
     "PointFeatures",
     "SamplePlan",
@@ -203,3 +204,37 @@ class PointFeatures:
     """`[N]` raster index of its patch in that view's grid; -1 unseen."""
     points: PointCloud | None
     """The stored points; None in a store without them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PointBatch:
+    """B clouds one after the other, as a model sees them: torch tensors on one device."""
+
+    grid_coord: torch.Tensor
+    """`[N, 3]` int32 voxel coordinates, each cloud's from 0."""
+    coord: torch.Tensor
+    """`[N, 3]` float32 metres."""
+    feat: torch.Tensor
+    """`[N, C]` float32 input channels, e.g. colour and normal."""
+    offset: torch.Tensor
+    """`[B]` int64, where each cloud ends."""
+    image: FactoredFeatures | None = None
+    """Rows of all clouds; `index` `[N]` counts through them. None for a model without images."""
+    cls: torch.Tensor | None = None
+    """`[V, D]` class tokens of the drawn views of all clouds, for injection of class tokens only."""
+    cls_offset: torch.Tensor | None = None
+    """`[B]` int64, where each cloud's class tokens end."""
+    segment: torch.Tensor | None = None
+    """`[N]` int64 labels; -1 is ignored."""
+    condition: str | None = None
+    """Name of the data set, for norm layers of its own."""
+
+    def to(self, device: torch.device | str) -> PointBatch:
+        """The same on `device`."""
+
+        def move(x: Any) -> Any:
+            if isinstance(x, FactoredFeatures):
+                return x.to(device)
+            return x.to(device, non_blocking=True) if hasattr(x, "to") else x
+
+        return PointBatch(*(move(getattr(self, name)) for name in self.__slots__))

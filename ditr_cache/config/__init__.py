@@ -12,12 +12,14 @@ from ditr_cache.config.extract import (
     VisibilityConfig,
 )
 from ditr_cache.config.load import canonical_json, config_names, fingerprint, load_config, read_named_yaml
+from ditr_cache.config.model import ModelConfig
 
 __all__ = [
     "BackboneConfig",
     "ExtractConfig",
     "FramesConfig",
     "ImagesConfig",
+    "ModelConfig",
     "RunConfig",
     "StoreConfig",
     "VariantsConfig",

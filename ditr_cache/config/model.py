@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the 3D network. Defaults are the official PTv3 + DITR (45.7 M parameters in its blocks)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["Injection", "ModelConfig", "Order"]
+
+Order = Literal["z", "z-trans", "hilbert", "hilbert-trans"]
+Injection = Literal["none", "before", "between", "decoder", "decoder_last", "after", "cls"]
+
+
+class ModelConfig(BaseModel):
+    """Point Transformer V3 and how image features enter it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    order: tuple[Order, ...] = ("z", "z-trans", "hilbert", "hilbert-trans")
+    """Space-filling curves; block i of a stage attends along curve i modulo their number."""
+    shuffle_orders: bool = True
+    """Permute the curves at the start and after every pooling."""
+    stride: tuple[int, ...] = (2, 2, 2, 2)
+    """Voxel size ratio of each pooling; powers of two."""
+    enc_depths: tuple[int, ...] = (2, 2, 2, 6, 2)
+    """Blocks of each encoder stage."""
+    enc_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Width of each encoder stage."""
+    enc_num_head: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Attention heads of each encoder stage."""
+    enc_patch_size: tuple[int, ...] = (1024, 1024, 1024, 1024, 1024)
+    """Points that attend to each other in each encoder stage."""
+    dec_depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Blocks of each decoder stage, finest first."""
+    dec_channels: tuple[int, ...] = (64, 64, 128, 256)
+    """Width of each decoder stage, finest first."""
+    dec_num_head: tuple[int, ...] = (4, 4, 8, 16)
+    """Attention heads of each decoder stage, finest first."""
+    dec_patch_size: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    """Points that attend to each other in each decoder stage, finest first."""
+    mlp_ratio: int = Field(4, ge=1)
+    """Hidden width of a block's MLP over its width."""
+    qkv_bias: bool = True
+    """Bias of the query, key and value projection."""
+    drop_path: float = Field(0.3, ge=0, lt=1)
+    """Stochastic depth of the deepest block; the others lie evenly between 0 and it."""
+    enable_rpe: bool = False
+    """Relative position bias, and with it the official rule of one patch length for the whole batch."""
+    upcast_attention: bool = False
+    """Attention in float32 under autocast."""
+    compatibility: Literal["official", "fixed"] = "official"
+    """`official` emulates upstream's quirks, so that its checkpoints fit; `fixed` is without them."""
+    norm_conditions: tuple[str, ...] = ()
+    """Data sets with norm layers of their own; none: shared ones."""
+    injection: Injection = "decoder"
+    """Where image features enter (paper Table 5)."""
+    factored: bool = True
+    """Inject by distinct rows; False: by points, which gives the same numbers and costs memory."""
+    sparse_conv: Literal["auto", "torch", "spconv"] = "auto"
+    """Back end of the sparse convolutions; `auto` takes spconv on CUDA where it is installed."""
+    segment: Literal["auto", "torch", "torch_scatter"] = "auto"
+    """Back end of the pooling; `auto` takes torch."""
+    compile: bool = False
+    """torch.compile the dense parts of every block."""
+
+    @model_validator(mode="after")
+    def _stages(self) -> ModelConfig:
+        stages = len(self.enc_depths)
+        if len(self.stride) != stages - 1 or any(s < 2 or s & (s - 1) for s in self.stride):
+            raise ValueError(f"stride needs {stages - 1} powers of two, one for each pooling between encoder stages")
+        for name in ("channels", "num_head", "patch_size"):
+            if len(getattr(self, f"enc_{name}")) != stages or len(getattr(self, f"dec_{name}")) != stages - 1:
+                raise ValueError(f"enc_{name} needs {stages} values and dec_{name} {stages - 1}, one for each stage")
+        if len(self.dec_depths) != stages - 1:
+            raise ValueError(f"dec_depths needs {stages - 1} values, one for each decoder stage")
+        for side in ("enc", "dec"):
+            for width, heads in zip(getattr(self, f"{side}_channels"), getattr(self, f"{side}_num_head"), strict=True):
+                if heads < 1 or width % heads:
+                    raise ValueError(f"{side}_channels: {width} is not a multiple of its {heads} heads")
+        if not self.order:
+            raise ValueError("order needs at least one curve")
+        return self

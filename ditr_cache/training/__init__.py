@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data path, loop and metrics of stage two."""
