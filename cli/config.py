@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+_KINDS = ("extract", "train")
+
+
 @click.group(
     "config",
     short_help="Settings: what there is, and what they mean.",
@@ -24,25 +27,27 @@ __all__ = ["command"]
 Examples:
   ditr-cache config list
   ditr-cache config show nuscenes -s store.dtype=int8 > mine.yaml
-  ditr-cache extract /data/nuscenes nus.store -c mine.yaml""",
+  ditr-cache extract /data/nuscenes nus.store -c mine.yaml
+  ditr-cache config show train/scannet""",
 )
 def command() -> None:
     """Show settings."""
 
 
 @command.command("show", short_help="Settings as YAML, with what they mean.")
-@click.argument("name", type=ConfigName(), metavar="NAME")
-@config_options
+@click.argument("name", type=ConfigName(*_KINDS, prefix=True), metavar="NAME")
+@config_options(*_KINDS, example="store.dtype=int8")
 @reports()
 def show(output: Output, name: str, configs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Print complete settings as YAML.
 
-    NAME is an installed configuration (ditr-cache config list), a YAML file, or extract for the defaults.
+    NAME is an installed configuration (ditr-cache config list), extract or train for the defaults, or a YAML file.
+    Without extract/ or train/ before it, a name or file means extraction, if there is such a one.
     """
-    from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
+    from ditr_cache.config import load_config, read_named_yaml
 
-    names = ([] if name == "extract" else [name]) + list(configs)
-    config = load_config(ExtractConfig, [read_named_yaml("extract", n) for n in names], overrides)
+    kind, names = _which(name)
+    config = load_config(_model(kind), [read_named_yaml(kind, n) for n in (*names, *configs)], overrides)
     output.document(config.model_dump(mode="json"))
     output.text("\n".join(_yaml(config)))
 
@@ -53,20 +58,41 @@ def list_(output: Output) -> None:
     """List the installed configurations. A data set's own is used without being named."""
     from ditr_cache.config import config_names
 
-    output.document({"extract": config_names("extract")})
-    for name in config_names("extract"):
-        output.text(name)
+    output.document({kind: config_names(kind) for kind in _KINDS})
+    for kind in _KINDS:
+        for name in config_names(kind):
+            output.text(f"{kind}/{name}")
 
 
 @command.command("schema", short_help="JSON schema, for editors.")
+@click.argument("kind", type=click.Choice(_KINDS), default="extract")
 @reports(json=False)
-def schema(output: Output) -> None:
-    """Print the JSON schema of the settings, with which editors complete and check YAML files."""
+def schema(output: Output, kind: str) -> None:
+    """Print the JSON schema of settings, with which editors complete and check YAML files."""
     import json
 
+    output.text(json.dumps(_model(kind).model_json_schema(), indent=2))
+
+
+def _which(name: str) -> tuple[str, list[str]]:
+    """Kind of settings, and what to read: `train` -> defaults, `train/scannet`, `scannet` -> those of extraction."""
+    from ditr_cache.config import config_names
+
+    kind, slash, rest = name.partition("/")
+    if kind in _KINDS and (not slash or rest in config_names(kind)):
+        return kind, [rest] if rest else []
+    only_train = name in config_names("train") and name not in config_names("extract")
+    return "train" if only_train else "extract", [name]
+
+
+def _model(kind: str) -> type[BaseModel]:
+    if kind == "train":
+        from ditr_cache.training.config import TrainConfig
+
+        return TrainConfig
     from ditr_cache.config import ExtractConfig
 
-    output.text(json.dumps(ExtractConfig.model_json_schema(), indent=2))
+    return ExtractConfig
 
 
 def _yaml(model: BaseModel) -> Iterator[str]:
@@ -82,11 +108,16 @@ def _yaml(model: BaseModel) -> Iterator[str]:
         yield from (f"# {line.strip()}" for line in (field.description or "").splitlines() if line.strip())
         if get_origin(field.annotation) is Literal:
             yield f"# One of: {', '.join(map(str, get_args(field.annotation)))}."
-        yield f"{name}: {_scalar(values[name])}"
+        value = values[name]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{name}:"
+            yield from (f"  - {_scalar(item)}" for item in value)
+        else:
+            yield f"{name}: {_scalar(value)}"
 
 
 def _scalar(value: Any) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
     return text.removesuffix("...\n").strip()

@@ -65,7 +65,7 @@ All settings: ditr-cache config show extract""",
     callback=_check_dataset,
     help="Kind of data set; guessed from its files by default.",
 )
-@config_options
+@config_options("extract", example="images.size=[420,560]")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),

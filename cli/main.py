@@ -17,7 +17,21 @@ from ditr_cache.cli.interrupt import sigterm_as_ctrl_c
 __all__ = ["group", "main"]
 
 # in the order of a store's life, which is also that of the help page
-COMMANDS = ("extract", "finalize", "gc", "info", "verify", "picture", "config", "doctor", "completion")
+COMMANDS = (
+    "extract",
+    "finalize",
+    "gc",
+    "info",
+    "verify",
+    "picture",
+    "train",
+    "evaluate",
+    "predict",
+    "weights",
+    "config",
+    "doctor",
+    "completion",
+)
 
 
 class LazyGroup(click.Group):

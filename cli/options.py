@@ -47,41 +47,59 @@ def reports(*, resumes: bool = False, json: bool = True) -> Callable[[Command], 
     return decorate
 
 
-def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`-c FILE|NAME` and `-s a.b=c`; the function gets `configs` and `overrides`."""
-    for option in (
-        click.option(
-            "-s",
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="a.b=c",
-            help="Change one setting, e.g. images.size=[420,560]. Repeatable; wins over -c.",
-        ),
-        click.option(
-            "-c",
-            "--config",
-            "configs",
-            type=ConfigName(),
-            multiple=True,
-            help="Settings from a YAML file, or installed ones by name. Repeatable, later ones win.",
-        ),
-    ):
-        function = option(function)
-    return function
+def config_options(*kinds: str, example: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`-c FILE|NAME` and `-s a.b=c`; the function gets `configs` and `overrides`.
+
+    Args:
+        kinds: Whose installed configurations are completed: `extract`, `train`.
+        example: Of `-s`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "-s",
+                "--set",
+                "overrides",
+                multiple=True,
+                metavar="a.b=c",
+                help=f"Change one setting, e.g. {example}. Repeatable; wins over -c.",
+            ),
+            click.option(
+                "-c",
+                "--config",
+                "configs",
+                type=ConfigName(*kinds),
+                multiple=True,
+                help="Settings from a YAML file, or installed ones by name. Repeatable, later ones win.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 class ConfigName(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
-    """An installed configuration or a YAML file; completes both."""
+    """An installed configuration or a YAML file; completes both.
+
+    Args:
+        kinds: `extract`, `train`.
+        prefix: Complete `kind/name`.
+    """
 
     name = "FILE|NAME"
+
+    def __init__(self, *kinds: str, prefix: bool = False) -> None:
+        self._kinds, self._prefix = kinds, prefix
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names that fit, else files."""
         from ditr_cache.config import config_names
 
-        names = [CompletionItem(name) for name in config_names("extract") if name.startswith(incomplete)]
-        return names or [CompletionItem(incomplete, type="file")]
+        names = [f"{kind}/{name}" if self._prefix else name for kind in self._kinds for name in config_names(kind)]
+        found = [CompletionItem(name) for name in dict.fromkeys(names) if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
 
 
 class StoreFolder(click.Path):

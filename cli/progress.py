@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Bar", "Lines", "progress_for"]
 
 LINE_EVERY_S = 30.0
-Unit = Literal["images", "bytes"]
+Unit = Literal["images", "samples", "bytes"]
 
 
 @contextmanager
@@ -137,8 +137,8 @@ class Bar:
 def _amounts(done: int, total: int, unit: Unit) -> str:
     if unit == "bytes":
         return f"{bytes_(done)} of {bytes_(max(done, total))}" if total else bytes_(done)
-    return f"{done:,} of {total:,} images"
+    return f"{done:,} of {total:,} {unit}"
 
 
 def _rate(rate: float, unit: Unit) -> str:
-    return f"{bytes_(rate)}/s" if unit == "bytes" else f"{rate:.1f} images/s"
+    return f"{bytes_(rate)}/s" if unit == "bytes" else f"{rate:.1f} {unit}/s"

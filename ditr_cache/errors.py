@@ -7,6 +7,7 @@ says what is wrong, where, and what to do next; the command line prints it as it
 
 __all__ = [
     "BackboneError",
+    "CheckpointError",
     "ConfigError",
     "CorruptStoreError",
     "DatasetError",
@@ -20,6 +21,8 @@ __all__ = [
     "SampleNotFoundError",
     "StoreError",
     "StoreNotFoundError",
+    "TrainingError",
+    "WeightsError",
     "WeightsUnavailableError",
 ]
 
@@ -75,6 +78,10 @@ class BackboneError(DitrCacheError, ValueError):
     """A backbone cannot do what is asked of it (size, layer, dtype)."""
 
 
+class WeightsError(DitrCacheError, ValueError):
+    """A file of weights cannot be read, or does not fit the model."""
+
+
 class WeightsUnavailableError(DitrCacheError, OSError):
     """Backbone weights are neither on disk nor to be had from the hub."""
 
@@ -109,3 +116,11 @@ class CorruptStoreError(StoreError, OSError):
 
 class QuantisationError(StoreError, ValueError):
     """int8 would lose more than the format allows."""
+
+
+class TrainingError(DitrCacheError, RuntimeError):
+    """Training cannot go on: no data, a loss that is not finite, another process in the same run."""
+
+
+class CheckpointError(DitrCacheError, ValueError):
+    """A run folder holds nothing to go on from, or something that does not fit what is asked for."""

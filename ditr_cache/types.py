@@ -204,6 +204,8 @@ class PointFeatures:
     """`[N]` raster index of its patch in that view's grid; -1 unseen."""
     points: PointCloud | None
     """The stored points; None in a store without them."""
+    cls: NDArray[np.float16] | None = None
+    """`[V, D]` class tokens of the drawn views, in the order of the draw; only when asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

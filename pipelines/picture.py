@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import ConfigError
 from ditr_cache.images import decode
+from ditr_cache.pipelines.splat import axes, vantage
 from ditr_cache.store.reader import FeatureStore
-from ditr_cache.types import Camera, PointCloud, Scene
+from ditr_cache.types import PointCloud, Scene
 
 __all__ = ["Picture", "PictureReport"]
 
@@ -26,7 +27,6 @@ PANEL = (480, 640)
 """Height and width of a panel in pixels."""
 GAP, BAR = 8, 24
 UNSEEN = np.array([40, 40, 44], np.uint8)
-BACKGROUND = np.array([250, 250, 250], np.uint8)
 MAX_PCA_ROWS = 20_000
 
 RGB = NDArray[np.uint8]
@@ -150,42 +150,9 @@ def _colours(points: PointCloud) -> RGB:
 def _cloud(scene: Scene, colour_N3: RGB, seen_N: NDArray[np.bool_] | None) -> RGB:
     """Points from obliquely above, near ones over far ones; surfaces that face away (the near walls) are left out."""
     points = scene.points
-    up, ahead = _axes([v.camera for v in scene.views if np.isfinite(v.camera.world_to_camera).all()])
-    towards = (up * 1.1 - ahead) / np.linalg.norm(up * 1.1 - ahead)
-    right = np.cross(up, towards)
-    right /= np.linalg.norm(right)
-    screen = np.stack([right, np.cross(towards, right)])
-    coord = points.coord.astype(np.float64)
-    keep = np.ones(len(coord), bool) if points.normal is None else points.normal @ towards > -0.1
-    if seen_N is not None and len(scene.views) <= 10:
-        keep &= seen_N
-    coord, colour_N3 = coord[keep], colour_N3[keep]
-    height, width = PANEL
-    out = np.tile(BACKGROUND, (height, width, 1))
-    if len(coord) == 0:
-        return out
-    xy = coord @ screen.T
-    low, high = np.percentile(xy, [0.5, 99.5], axis=0)
-    scale = 0.94 * min(width / max(high[0] - low[0], 1e-6), height / max(high[1] - low[1], 1e-6))
-    pixel = (xy - (low + high) / 2) * scale * [1, -1] + [width / 2, height / 2]
-    order = np.argsort(coord @ towards, kind="stable")
-    radius = int(np.clip(round(2 * np.sqrt(width * height / len(coord))), 1, 4))
-    # all pixels of a point before those of the next nearer one, which then covers them
-    splat = np.stack(np.meshgrid(np.arange(radius), np.arange(radius)), axis=-1).reshape(-1, 2)
-    column, row = (pixel[order][:, None] + splat).astype(np.int64).reshape(-1, 2).T
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    out[row[inside], column[inside]] = np.repeat(colour_N3[order], len(splat), axis=0)[inside]
-    return out
-
-
-def _axes(cameras: list[Camera]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Up (the mean of the cameras' -y) and a horizontal viewing direction (the first camera's)."""
-    if not cameras:
-        return np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])
-    up = -np.mean([c.world_to_camera[1, :3] for c in cameras], axis=0)
-    up /= np.linalg.norm(up)
-    ahead = cameras[0].world_to_camera[2, :3] - (cameras[0].world_to_camera[2, :3] @ up) * up
-    return up, ahead / max(np.linalg.norm(ahead), 1e-9)
+    up, ahead = axes([v.camera.world_to_camera for v in scene.views])
+    keep_N = seen_N if len(scene.views) <= 10 else None
+    return vantage(points.coord, up, ahead, PANEL, points.normal, keep_N).draw(colour_N3)
 
 
 def _compose(panels: list[tuple[str, RGB]]) -> Image.Image:

@@ -8,22 +8,26 @@ N points, S points still in question. OpenCV axes (x right, y down, z forward), 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditr_cache.types import Camera, Float64
 
-__all__ = ["ROTATION_TOLERANCE", "Projector", "check_camera", "distort", "lens_radius"]
+__all__ = ["ROTATION_TOLERANCE", "Projector", "check_camera", "distort", "gather", "lens_radius"]
 
 ROTATION_TOLERANCE = 1e-2
 """Largest entry of R R^T - I that still counts as a rotation; poses written with few digits miss it by about 1e-3."""
 
 T = TypeVar("T", np.float32, np.float64)
+G = TypeVar("G", bound=np.generic)
 
 # u > -_TINY is u >= 0, and serves u, v and z with one comparison: float32 has nothing between.
 _TINY = float(np.finfo(np.float32).smallest_subnormal)
+
+# Where the limits of u, v and z go when the image grows.
+_OUTWARDS = np.array([[-1, 1], [-1, 1], [0, 0]])
 
 # Half angles up to 89.9 degrees; 0.04 degrees apart is finer than any lens is calibrated at its rim.
 _RADII = np.tan(np.radians(np.linspace(0.0, 89.9, 2049)))
@@ -108,7 +112,7 @@ class Projector:
             return cls(rows_34, bounds_32, camera, lens_radius(camera))
         return cls(camera.intrinsics @ rows_34, bounds_32, camera, None)
 
-    def project(self, xyz_3N: NDArray[T], slack: float = 0.0) -> tuple[NDArray[np.intp], NDArray[T]]:
+    def find(self, xyz_3N: NDArray[T], slack: float) -> tuple[NDArray[np.intp], NDArray[T]]:
         """Find the points in the image, in the dtype of the points.
 
         Args:
@@ -118,24 +122,61 @@ class Projector:
         Returns:
             Indices `[S]` of the points inside, ascending, and their `uvz [3, S]`.
         """
+        uvz_3N = self._transform(xyz_3N)
+        bounds_32 = self.bounds_32 + slack * _OUTWARDS
+        if self.radius is None:
+            inside = np.flatnonzero(_within(uvz_3N, bounds_32))
+            return inside, gather(uvz_3N, inside)
+        reached = np.flatnonzero(_within(uvz_3N, self._reach(self.radius)))
+        uvz_3S = gather(uvz_3N, reached)
+        believed_S = self._bend(uvz_3S, self.radius)
+        kept = np.flatnonzero(believed_S & _within(uvz_3S, bounds_32))
+        return gather(reached, kept), gather(uvz_3S, kept)
+
+    def place(self, xyz_3N: NDArray[T]) -> tuple[NDArray[T], NDArray[np.bool_]]:
+        """Project a few points, most of which lie in the image, in the dtype of the points.
+
+        Args:
+            xyz_3N: `[3, N]` metres, relative to the origin.
+
+        Returns:
+            `uvz [3, N]`, and which of them `[N]` are in the image.
+        """
+        uvz_3N = self._transform(xyz_3N)
+        if self.radius is None:
+            return uvz_3N, _within(uvz_3N, self.bounds_32)
+        inside_N = _within(uvz_3N, self._reach(self.radius))
+        inside_N &= self._bend(uvz_3N, self.radius)
+        inside_N &= _within(uvz_3N, self.bounds_32)
+        return uvz_3N, inside_N
+
+    def _transform(self, xyz_3N: NDArray[T]) -> NDArray[T]:
+        """(u, v, z), or with a lens (x / z, y / z, z)."""
         rows_34 = self.rows_34.astype(xyz_3N.dtype)
         # einsum, not matmul: BLAS brings threads of its own
         uvz_3N: NDArray[T] = np.einsum("ij,jn->in", rows_34[:, :3], xyz_3N)
         uvz_3N += rows_34[:, 3:]
         uvz_3N[:2] /= uvz_3N[2]
-        bounds_32 = self.bounds_32 + np.array([[-slack, slack], [-slack, slack], [0, 0]])
-        if self.radius is None:
-            inside = np.flatnonzero(_within(uvz_3N, bounds_32))
-            return inside, uvz_3N.take(inside, axis=1)
-        reach_32 = np.array([[-self.radius, self.radius], [-self.radius, self.radius], bounds_32[2]])
-        reached = np.flatnonzero(_within(uvz_3N, reach_32))
-        x_S, y_S, z_S = uvz_3N.take(reached, axis=1)
-        believed_S = x_S * x_S + y_S * y_S <= self.radius**2
+        return uvz_3N
+
+    def _reach(self, radius: float) -> Float64:
+        return np.array([[-radius, radius], [-radius, radius], self.bounds_32[2]])
+
+    def _bend(self, uvz_3S: NDArray[T], radius: float) -> NDArray[np.bool_]:
+        """Turn (x / z, y / z) into (u, v) through the lens; tell where it may be believed."""
+        x_S, y_S = uvz_3S[:2]
+        believed_S: NDArray[np.bool_] = x_S * x_S + y_S * y_S <= radius**2
         x_S, y_S = distort(x_S, y_S, self.camera.distortion)
         (fx, skew, cx), (shear, fy, cy) = self.camera.intrinsics[:2].tolist()
-        uvz_3S = np.stack([fx * x_S + skew * y_S + cx, shear * x_S + fy * y_S + cy, z_S])
-        kept = np.flatnonzero(believed_S & _within(uvz_3S, bounds_32))
-        return reached.take(kept), uvz_3S.take(kept, axis=1)
+        uvz_3S[0] = fx * x_S + skew * y_S + cx
+        uvz_3S[1] = shear * x_S + fy * y_S + cy
+        return believed_S
+
+
+def gather(array_XN: NDArray[G], index_S: NDArray[np.integer[Any]]) -> NDArray[G]:
+    """Entries `index_S` of the last axis; those out of range give any entry: refusing them takes a third longer."""
+    gathered_XS: NDArray[G] = array_XN.take(index_S, axis=-1, mode="wrap")
+    return gathered_XS
 
 
 def _within(uvz_3S: NDArray[T], bounds_32: Float64) -> NDArray[np.bool_]:

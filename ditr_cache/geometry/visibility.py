@@ -9,7 +9,7 @@ from depth maps lie on integer pixels of those maps, which is where patches begi
 RedKitchen's points into the neighbouring patch. Both borders of the image are integer pixels too.
 
 Threads of a pipeline call this side by side, so it is few NumPy calls over many points each: every call hands the
-interpreter lock over and back, which at 140 calls a view cost all that a second thread brought; these are about 60. All
+interpreter lock over and back, which at 140 calls a view cost all that a second thread brought; these are about 50. All
 of them run on the calling thread. torch took over twice as long on one thread, most of it in gathers.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ditr_cache.config import VisibilityConfig
 from ditr_cache.errors import FrameError
-from ditr_cache.geometry.camera import Projector
+from ditr_cache.geometry.camera import Projector, gather
 from ditr_cache.types import Camera, Float32, Float64, Int32
 
 __all__ = ["Hits", "find_hits"]
@@ -53,7 +53,7 @@ class _Pixels:
 
     point_S: NDArray[np.intp]
     uvz_3S: Float32
-    """Zero for those beside it."""
+    """For those beside it, anything less than a pixel out of the image."""
     inside_S: Mask
 
 
@@ -101,8 +101,8 @@ def find_hits(
             elif rule.zbuffer:
                 seen_S &= _is_in_front(pixels, camera, rule)
             seen = np.flatnonzero(seen_S)
-            patch_H = _cell(pixels.uvz_3S[:2].take(seen, axis=1), camera, rows, columns)
-            hits.append(Hits(pixels.point_S.take(seen).astype(np.int32), patch_H))
+            patch_H = _cell(gather(pixels.uvz_3S[:2], seen), camera, rows, columns)
+            hits.append(Hits(gather(pixels.point_S, seen).astype(np.int32), patch_H))
     return hits
 
 
@@ -110,10 +110,9 @@ def _find_inside(xyz_3N: Float32, projector: Projector) -> _Pixels:
     batches = []
     for start in range(0, max(1, xyz_3N.shape[1]), BATCH):
         xyz_3B = xyz_3N[:, start : start + BATCH]
-        near, uvz_3S = projector.project(xyz_3B, slack=_DOUBT)
+        near, uvz_3S = projector.find(xyz_3B, slack=_DOUBT)
         inside_S = _decide_doubtful(xyz_3B, projector, near, uvz_3S)
-        near += start
-        batches.append(_Pixels(near, uvz_3S, inside_S))
+        batches.append(_Pixels(near + start if start else near, uvz_3S, inside_S))
     if len(batches) == 1:
         return batches[0]
     return _Pixels(
@@ -127,18 +126,17 @@ def _decide_doubtful(xyz_3B: Float32, projector: Projector, near: NDArray[np.int
     """Put doubtful points of `uvz_3S` on the right pixel; tell which of all points are in the image."""
     offset_2S = np.rint(uvz_3S[:2])
     offset_2S -= uvz_3S[:2]
-    doubtful_2S = np.abs(offset_2S, out=offset_2S) < _DOUBT
-    doubtful = np.flatnonzero(doubtful_2S[0] | doubtful_2S[1])
-    inside, exact = projector.project(xyz_3B.take(near.take(doubtful), axis=1).astype(np.float64))
+    np.abs(offset_2S, out=offset_2S)
+    doubtful = np.flatnonzero(np.minimum(offset_2S[0], offset_2S[1]) < _DOUBT)
+    exact_3D, inside_D = projector.place(gather(xyz_3B, gather(near, doubtful)).astype(np.float64))
     # 15.99999999 must not become 16 in float32, which has eight binary places up to 65,536 pixels
-    pixel = np.floor(exact[:2])
-    exact[:2] = pixel + np.minimum(exact[:2] - pixel, 255 / 256)
+    pixel_2D = np.floor(exact_3D[:2])
+    pixel_2D += 255 / 256
+    np.minimum(exact_3D[:2], pixel_2D, out=exact_3D[:2])
+    for row_S, row_D in zip(uvz_3S, exact_3D.astype(np.float32), strict=True):
+        row_S[doubtful] = row_D
     inside_S = np.ones(len(near), np.bool_)
-    inside_S[doubtful] = False
-    inside_S[doubtful[inside]] = True
-    for row_S, row in zip(uvz_3S, exact, strict=True):
-        row_S[doubtful] = 0
-        row_S[doubtful[inside]] = row
+    inside_S[doubtful] = inside_D
     return inside_S
 
 
@@ -147,11 +145,13 @@ def _cell(uv_2S: Float32, camera: Camera, rows: int, columns: int) -> Int32:
     if (rows, columns) == (camera.height, camera.width):
         cell_2S = uv_2S.astype(np.int32)
     else:
-        # in float64, or 15.996 pixels times 40 / 640 could round up to the next patch
-        scaled_2S = uv_2S * np.array([[columns], [rows]], np.float64)
-        scaled_2S /= np.array([[camera.width], [camera.height]], np.float64)
+        # In float64, or 15.996 pixels times 40 / 640 could round up to the next patch. The factor is rounded up: what
+        # lies on a border must not fall short of it, and the last float32 before one is much farther from it than that.
+        scaled_2S = uv_2S.astype(np.float64)
+        scaled_2S *= np.nextafter([[columns / camera.width], [rows / camera.height]], np.inf)
         cell_2S = scaled_2S.astype(np.int32)
-    raster_S: Int32 = cell_2S[1] * np.int32(columns)
+    raster_S: Int32 = cell_2S[1]
+    raster_S *= columns
     raster_S += cell_2S[0]
     return raster_S
 
@@ -159,7 +159,7 @@ def _cell(uv_2S: Float32, camera: Camera, rows: int, columns: int) -> Int32:
 def _agrees_with_depth(pixels: _Pixels, camera: Camera, depth: Float32, margin: float) -> Mask:
     if depth.ndim != 2 or depth.size == 0:
         raise FrameError(f"a depth map has height and width, not shape {depth.shape}")
-    depth_S = np.asarray(depth, np.float32).ravel().take(_cell(pixels.uvz_3S[:2], camera, *depth.shape))
+    depth_S = gather(np.asarray(depth, np.float32).ravel(), _cell(pixels.uvz_3S[:2], camera, *depth.shape))
     agrees_S: Mask = depth_S > 0
     depth_S -= pixels.uvz_3S[2]
     agrees_S &= np.abs(depth_S, out=depth_S) <= np.float32(margin)
@@ -170,7 +170,8 @@ def _is_in_front(pixels: _Pixels, camera: Camera, rule: VisibilityConfig) -> Mas
     rows, columns = -(-camera.height // rule.zbuffer_cell), -(-camera.width // rule.zbuffer_cell)
     column_S, row_S = pixels.uvz_3S[:2].astype(np.intp) // rule.zbuffer_cell
     cell_S, z_S = row_S * columns + column_S, np.where(pixels.inside_S, pixels.uvz_3S[2], np.float32(np.inf))
-    nearest = np.full(rows * columns, np.inf, np.float32)
+    # a row and a cell more, for points beside the image; they hide nothing
+    nearest = np.full((rows + 1) * columns + 1, np.inf, np.float32)
     np.minimum.at(nearest, cell_S, z_S)
     in_front_S: Mask = z_S - nearest.take(cell_S) <= np.float32(rule.zbuffer_margin)
     in_front_S &= z_S > np.float32(rule.min_depth)

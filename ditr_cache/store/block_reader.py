@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditr_cache.errors import MetadataError
+from ditr_cache.errors import ConfigError, MetadataError
 from ditr_cache.store.kernels import running_sum
 from ditr_cache.store.layout import MAX_VIEW_ROWS, POINT_ARRAYS
 from ditr_cache.store.objects import ArrayReader
@@ -89,6 +89,21 @@ class BlockReader:
     def read_row_patches(self, views: Sequence[int]) -> NDArray[np.uint16]:
         """`[P]` raster indices of the rows that `read_rows` gives."""
         return self.array("row_patch").read_ranges([self._row_ranges[v] for v in views])
+
+    def read_class_tokens(self, views: Sequence[int]) -> NDArray[np.float16]:
+        """`[V, D]` class tokens of `views`.
+
+        Raises:
+            ConfigError: If the store has none.
+        """
+        if "cls" not in self.receipt.arrays:
+            raise ConfigError(
+                "this store has no class tokens",
+                where=self.receipt.block,
+                hint="Extract with a backbone that has one, or choose an injection of patch features.",
+            )
+        tokens_VD: NDArray[np.float16] = self.array("cls").read_all()[list(views)]
+        return tokens_VD
 
     def read_hits(self, view: int, points: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
         """One view's hits; see `read_hits_many`."""

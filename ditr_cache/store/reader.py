@@ -225,6 +225,7 @@ class FeatureStore:
         variant: int | Literal["random"] = 0,
         rule: Literal["random", "last", "first"] = "random",
         seed: int | None = None,
+        cls: bool = False,
     ) -> PointFeatures:
         """Draw views of a sample and give every point the feature of one that sees it.
 
@@ -237,13 +238,14 @@ class FeatureStore:
             rule: Which drawn view serves a point: `random` one (the paper), the `last` or the `first` of the order in
                 which they were given or drawn (`last` is the official code).
             seed: The same seed gives the same draw in every version.
+            cls: Read the class tokens of the drawn views, too.
 
         Returns:
             Rows of the drawn views and the index of each point's row among them.
 
         Raises:
             SampleNotFoundError: If there is no such sample.
-            ConfigError: If a view, variant or option does not exist.
+            ConfigError: If a view, variant or option does not exist, or class tokens are asked for and there are none.
             CorruptStoreError: If stored bytes are missing or damaged.
         """
         receipt, position = self.samples.locate(sample_id)
@@ -270,7 +272,8 @@ class FeatureStore:
         features = FactoredFeatures(block.read_rows(tables), index_N, affine, row_view)
         # converted once: NumPy indexes with any other integers three times slower
         seat_N = index_N.astype(np.intp)
-        return PointFeatures(features, view_P[seat_N], patch_P[seat_N], block.read_points(position))
+        tokens = block.read_class_tokens(tables) if cls else None
+        return PointFeatures(features, view_P[seat_N], patch_P[seat_N], block.read_points(position), tokens)
 
     def block(self, receipt: Receipt) -> BlockReader:
         """The open block, from a small cache that a forked process does not inherit."""

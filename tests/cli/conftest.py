@@ -63,3 +63,44 @@ def finished(tmp_path_factory):
 def store(finished, tmp_path):
     """A copy of the finished store."""
     return shutil.copytree(finished, tmp_path / "rooms")
+
+
+@pytest.fixture(scope="session")
+def trained(finished):
+    """A run of a small network on the finished store: do not write to it."""
+    # here, because most commands are tested without torch
+    from ditr_cache.config import load_config
+    from ditr_cache.pipelines.train import Train
+    from ditr_cache.training.config import TrainConfig
+
+    before = [{"kind": "center_shift"}, {"kind": "normalize_color"}]
+    grid = {"kind": "grid_sample", "grid_size": 0.2}
+    layer = {
+        "model": {
+            "stride": [2],
+            "enc_depths": [1, 1],
+            "enc_channels": [8, 16],
+            "enc_num_head": [1, 2],
+            "enc_patch_size": [64, 64],
+            "dec_depths": [1],
+            "dec_channels": [16],
+            "dec_num_head": [2],
+            "dec_patch_size": [64],
+            "sparse_conv": "torch",
+        },
+        "data": {
+            "val_splits": ["train"],
+            "train": [*before, grid],
+            "val": [*before, {**grid, "keep": "first"}],
+            "test": {
+                "before": [*before, {**grid, "grid_size": 0.15, "keep": "first"}],
+                "rotations": [0.5],
+                "scales": [1.0],
+                "voxelize": [{**grid, "keep": "all"}],
+            },
+        },
+        "run": {"epochs": 1, "batch_size": 1, "workers": 0, "device": "cpu", "amp": "off"},
+    }
+    folder = finished.with_name("run")
+    Train(finished, folder, load_config(TrainConfig, [layer])).run()
+    return folder

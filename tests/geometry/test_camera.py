@@ -80,11 +80,15 @@ def test_projects_in_the_dtype_of_the_points(dtype, distortion):
     xyz = np.array([[0, 0.1, 0.335], [0, -0.1, 0], [2, 1, 1]], dtype)
     x, y = distort(xyz[0] / xyz[2], xyz[1] / xyz[2], distortion)
     projector = Projector.build(camera, np.zeros(3), 0, np.inf)
-    inside, uvz = projector.project(xyz)
+    inside, uvz = projector.find(xyz, slack=0)
     assert uvz.dtype == dtype
     assert inside.tolist() == np.flatnonzero(100 * x + 32 < 64).tolist() == [0, 1]
     np.testing.assert_allclose(uvz, np.stack([100 * x + 32, 90 * y + 24, xyz[2]])[:, inside], rtol=1e-6)
-    assert projector.project(xyz, slack=2)[0].tolist() == [0, 1, 2]
+    assert projector.find(xyz, slack=2)[0].tolist() == [0, 1, 2]
+    placed, is_inside = projector.place(xyz)
+    assert placed.dtype == dtype
+    assert is_inside.tolist() == [True, True, False]
+    np.testing.assert_array_equal(placed[:, inside], uvz)
 
 
 def test_each_lens_coefficient_against_the_formula_by_hand():

@@ -4,6 +4,7 @@
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -50,6 +51,16 @@ def test_borders_are_half_open():
 
 def test_points_behind_and_in_the_plane_of_the_camera_are_not_seen():
     assert len(find_one([(0, 0, -1), (0, 0, 0), (1, 0, 0), (0, 0, -0.0)]).point) == 0
+
+
+@given(st.integers(1, 4000), st.integers(1, 300), st.data())
+def test_a_pixel_on_the_border_of_patches_belongs_to_the_next_one(size, count, data):
+    border = size * data.draw(st.integers(1, count)) / count
+    u = np.array([np.nextafter(np.float32(border), np.float32(0)), np.float32(border)])
+    u = np.append(u, np.float32(size)) if border < size else u
+    camera = replace(CAMERA, width=size)
+    expected = [int(Fraction(float(x)) * count / size) for x in u]
+    assert visibility._cell(np.stack([u, np.zeros_like(u)]), camera, 1, count).tolist() == expected
 
 
 def test_depth_range_is_strict():

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from ditr_cache.backbones.base import BackboneIdentity, PatchMaps
-from ditr_cache.config import ExtractConfig, load_config
+from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
+from ditr_cache.datasets import open_dataset
 from ditr_cache.errors import SampleError
 from ditr_cache.pipelines.extract import Extract
 from ditr_cache.types import BlockPlan, Camera, PointCloud, SamplePlan, Scene, View
@@ -181,3 +182,91 @@ def tiny_vit(tmp_path_factory):
             parameter.data += 0.05 * torch.randn(parameter.shape)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_network():
+    """Settings of stage two for the rooms in memory: a network of two stages, one step."""
+    model = {
+        "stride": [2],
+        "enc_depths": [1, 1],
+        "enc_channels": [8, 16],
+        "enc_num_head": [1, 2],
+        "enc_patch_size": [32, 32],
+        "dec_depths": [1],
+        "dec_channels": [16],
+        "dec_num_head": [2],
+        "dec_patch_size": [32],
+        "sparse_conv": "torch",
+    }
+    grid = [{"kind": "center_shift"}, {"kind": "normalize_color"}]
+    data = {
+        "features": ["color"],
+        "val_splits": ["train"],
+        "views": {"count": 2, "evaluation_count": 2},
+        "train": [*grid, {"kind": "grid_sample", "grid_size": 0.2}],
+        "val": [*grid, {"kind": "grid_sample", "grid_size": 0.2, "keep": "first"}],
+        "test": {
+            "before": grid,
+            "rotations": [0.0, 0.5],
+            "scales": [1.0],
+            "flip": "once",
+            "voxelize": [{"kind": "grid_sample", "grid_size": 0.2, "keep": "all"}],
+        },
+    }
+    run = {"epochs": 1, "batch_size": 2, "workers": 0, "device": "cpu", "amp": "off"}
+    return {"model": model, "data": data, "run": run}
+
+
+@pytest.fixture(scope="session")
+def rooms_store(tmp_path_factory):
+    """Four generated rooms, one of them for validation, with features of the embedded ViT: do not write to it."""
+    folder = tmp_path_factory.mktemp("rooms") / "store"
+    settings = ["images.size=[56,70]", "run.threads=2", "run.batch_size=8"]
+    config_ = load_config(ExtractConfig, [read_named_yaml("extract", "synthetic")], settings)
+    Extract(open_dataset("synthetic:rooms=4,views=3,val=1", "synthetic"), folder, config_).run()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro():
+    """Settings of stage two for `rooms_store`: everything random is on, eight steps, a second or two."""
+    model = {
+        "order": ["z", "hilbert", "hilbert-trans"],
+        "stride": [2],
+        "enc_depths": [1, 1],
+        "enc_channels": [8, 16],
+        "enc_num_head": [1, 2],
+        "enc_patch_size": [64, 64],
+        "dec_depths": [1],
+        "dec_channels": [16],
+        "dec_num_head": [2],
+        "dec_patch_size": [64],
+        "drop_path": 0.3,
+        "sparse_conv": "torch",
+    }
+    grid = {"kind": "grid_sample", "grid_size": 0.1}
+    train = [
+        {"kind": "center_shift"},
+        {"kind": "random_dropout"},
+        {"kind": "random_rotate", "angle": [-1, 1], "p": 0.5},
+        {"kind": "random_jitter"},
+        {"kind": "chromatic_jitter", "p": 0.5},
+        grid,
+        {"kind": "sphere_crop", "point_max": 400},
+        {"kind": "normalize_color"},
+    ]
+    val = [{"kind": "center_shift"}, {**grid, "keep": "first"}, {"kind": "normalize_color"}]
+    data = {"views": {"count": 2, "rule": "random"}, "loop": 3, "mix_prob": 0.5, "train": train, "val": val}
+    run = {
+        "epochs": 2,
+        "batch_size": 2,
+        "workers": 0,
+        "device": "cpu",
+        "amp": "off",
+        "deterministic": True,
+        "threads": 1,
+        "log_every": 1,
+        "checkpoint_every": 3,
+    }
+    return {"model": model, "data": data, "run": run}

@@ -260,6 +260,24 @@ def test_without_a_seed_draws_differ(store, block):
     assert len(set(reads)) > 1
 
 
+def test_class_tokens_come_in_the_order_of_the_draw_and_only_when_asked_for(tmp_path):
+    block = random_block(5, points=30, views=6, variants=(0, 1), cls=True)
+    build_store(tmp_path / "s", [block], BlockSettings(8, "float16", class_token=True))
+    store, sample = open_store(tmp_path / "s"), block.samples[0]
+    assert store.read(sample.id).cls is None
+    for seed in range(5):
+        got = store.read(sample.id, count=4, seed=seed, variant=1, cls=True)
+        expected = [sample.view(v, 1).cls.astype(np.float16) for v in _views_of(store, sample.id, seed, 4)]
+        np.testing.assert_array_equal(got.cls, expected)
+        assert got.cls.dtype == np.float16
+    assert store.read(sample.id, views=[], cls=True).cls.shape == (0, 8)
+
+
+def test_a_store_without_class_tokens_says_so(store, block):
+    with pytest.raises(ConfigError, match=r"no class tokens[^?]*\n.*backbone"):
+        store.read(block.samples[0].id, cls=True)
+
+
 def test_no_views_at_all_is_a_read_of_nothing(store, block):
     got = store.read(block.samples[0].id, views=[])
     assert got.features.rows.shape == (0, 8)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ditr-cache evaluate RUN STORE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ditr_cache.cli.labelling import label_options, options_from, show_cost
+from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.output import Output
+from ditr_cache.cli.progress import progress_for
+from ditr_cache.cli.text import number, share
+
+if TYPE_CHECKING:
+    from ditr_cache.pipelines.evaluate import EvaluateReport
+
+__all__ = ["command"]
+
+
+@click.command(
+    "evaluate",
+    short_help="mIoU of a trained network, class by class.",
+    epilog="""\b
+Examples:
+  ditr-cache evaluate run rooms.store
+  ditr-cache evaluate run rooms.store --protocol test --pictures seen
+  ditr-cache evaluate run rooms.store --json > scores.json""",
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("store", type=StoreFolder())
+@label_options
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Draw the confusion matrix, and truth, prediction and errors of every sample.",
+)
+@reports()
+def command(output: Output, run: Path, store: Path, pictures: Path | None, **choice: Any) -> None:
+    """Label samples of STORE with the network of RUN, and compare with their labels.
+
+    STORE is the one that the network was trained from, or another of the same identity.
+    """
+    from ditr_cache.pipelines.evaluate import Evaluate
+
+    with progress_for(output, unit="samples") as progress:
+        report = Evaluate(run, store, options_from(**choice), pictures=pictures, progress=progress).run()
+    output.document(report.to_dict())
+    _show(output, report)
+    if report.unlabelled:
+        output.warning(f"{len(report.unlabelled)} of {report.samples} samples have no labels and do not count")
+
+
+def _show(output: Output, report: EvaluateReport) -> None:
+    scores = report.scores
+    facts: list[tuple[str, object]] = [
+        ("weights", report.checkpoint),
+        ("store", report.store),
+        ("protocol", report.protocol),
+        ("samples", number(report.samples)),
+        ("points", f"{number(report.points)}, {share(report.visible, report.points)} of them visible"),
+    ]
+    if report.pictures is not None:
+        facts.append(("pictures", report.pictures))
+    output.facts(facts)
+    parts = (("all", scores.overall), ("visible", scores.visible), ("invisible", scores.invisible))
+    output.table(
+        ["points", "mIoU", "mAcc", "allAcc", "mIoU*", "labelled"],
+        [[name, *map(_percent, (s.miou, s.macc, s.allacc, s.miou_present)), number(s.points)] for name, s in parts],
+        title="Means over classes, in per cent (*: over classes that have labels here)",
+        right=(1, 2, 3, 4, 5),
+    )
+    output.table(
+        ["class", "IoU", "acc", "visible IoU", "invisible IoU", "labelled"],
+        [
+            [c.name, *map(_percent, (c.iou, c.acc, v.iou, i.iou)), number(c.points)]
+            for c, v, i in zip(*(s.classes for _, s in parts), strict=True)
+        ],
+        title="Classes",
+        right=(1, 2, 3, 4, 5),
+    )
+    show_cost(output, report.cost, report.seconds, report.device)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

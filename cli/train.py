@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ditr-cache train STORE RUN`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ditr_cache.cli.errors import ExitCode
+from ditr_cache.cli.interrupt import graceful_stop
+from ditr_cache.cli.options import StoreFolder, config_options, reports
+from ditr_cache.cli.output import Output
+from ditr_cache.cli.text import bytes_, duration, number
+
+if TYPE_CHECKING:
+    from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
+    from ditr_cache.training.config import TrainConfig
+
+__all__ = ["command"]
+
+
+@click.command(
+    "train",
+    short_help="Train PTv3 + DITR from a store; no ViT is involved.",
+    epilog="""\b
+Examples:
+  ditr-cache train rooms run
+  ditr-cache train scannet.store run -c scannet200 -n
+  ditr-cache train scannet.store run --resume
+  ditr-cache train rooms plain -s model.injection=none
+  torchrun --nproc-per-node 4 -m ditr_cache.cli train nus.store run
+
+All settings: ditr-cache config show train""",
+)
+@click.argument("store", type=StoreFolder())
+@click.argument("run", type=click.Path(path_type=Path))
+@config_options("train", example="optim.lr=0.003")
+@click.option("--resume", is_flag=True, help="Go on where the run in RUN was interrupted; begin it if it is not there.")
+@click.option("--allow-incomplete", is_flag=True, help="Train on a store of which blocks are missing.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done: steps, memory, time.")
+@reports()
+def command(
+    output: Output,
+    store: Path,
+    run: Path,
+    configs: tuple[str, ...],
+    overrides: tuple[str, ...],
+    resume: bool,
+    allow_incomplete: bool,
+    dry_run: bool,
+) -> ExitCode:
+    """Train a segmentation network on the features of a store.
+
+    STORE is what extract made. RUN is a folder for checkpoints, settings and logs. Without -c NAME the settings are
+    those that are installed for the store's data set. Ctrl-C finishes the step at hand, and --resume goes on from there
+    with exactly the numbers that an unbroken run would have seen.
+    """
+    main = int(os.environ.get("RANK", "0")) == 0
+    if not main:
+        # of several processes, one speaks
+        output = Output(quiet=True)
+    config = _configure(output, store, run, configs, overrides, resume)
+    _warn_of_cpu(output, config)
+
+    from ditr_cache.cli.train_progress import training_progress
+    from ditr_cache.pipelines.train import Train
+
+    with training_progress(output) as tracker:
+        pipeline = Train(store, run, config, resume=resume, allow_incomplete=allow_incomplete, tracker=tracker)
+        if dry_run:
+            estimate = pipeline.estimate()
+        else:
+            with graceful_stop(pipeline.request_stop):
+                report = pipeline.run()
+    if main and dry_run:
+        _show_estimate(output, estimate, config)
+    elif main:
+        _show_report(output, report)
+        if report.interrupted:
+            words = [
+                "ditr-cache",
+                "train",
+                str(store),
+                str(run),
+                "--resume",
+                *["--allow-incomplete"] * allow_incomplete,
+            ]
+            output.error(f"interrupted after step {report.step:,}, which is saved", f"Go on: {shlex.join(words)}")
+    return ExitCode.INTERRUPTED if not dry_run and report.interrupted else ExitCode.OK
+
+
+def _configure(
+    output: Output, store: Path, run: Path, configs: tuple[str, ...], overrides: tuple[str, ...], resume: bool
+) -> TrainConfig:
+    """Settings of the run that goes on, or of the store's data set; what is given comes on top."""
+    from ditr_cache.config import config_names, load_config, read_named_yaml
+    from ditr_cache.training.config import TrainConfig
+    from ditr_cache.training.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    layers: list[dict[str, Any]] = []
+    words = list(configs)
+    if resume and folder.exists:
+        layers.append(folder.config())
+        words.insert(0, "those of the run")
+    elif not any(name in config_names("train") for name in configs):
+        preset = _preset(store)
+        if preset in config_names("train"):
+            layers.append(read_named_yaml("train", preset))
+        words.insert(0, preset if layers else "the defaults")
+    output.status(f"settings: {' + '.join([*words, *overrides])}")
+    return load_config(TrainConfig, [*layers, *(read_named_yaml("train", name) for name in configs)], overrides)
+
+
+def _preset(store: Path) -> str:
+    """The installed configuration for a store's data set."""
+    from ditr_cache.store.reader import open_store
+
+    with open_store(store) as opened:
+        name = str(opened.identity["dataset"]["name"])
+    return {"synthetic": "tiny"}.get(name, name)
+
+
+def _warn_of_cpu(output: Output, config: TrainConfig) -> None:
+    from ditr_cache.training.distributed import pick_device
+
+    weights = sum(config.model.enc_channels) > 300
+    if config.run.device == "auto" and pick_device("auto").type == "cpu" and weights:
+        output.warning("no CUDA device: training runs on the CPU, which is many times slower")
+
+
+def _show_estimate(output: Output, estimate: TrainEstimate, config: TrainConfig) -> None:
+    output.document(estimate.to_dict())
+    images = f"{estimate.image_channels} channels" if estimate.image_channels else "none"
+    evaluation = "-" if estimate.evaluation_s is None else f"about {duration(estimate.evaluation_s)} each time"
+    output.facts(
+        [
+            ("samples", f"{number(estimate.samples)} to train on, {number(estimate.val_samples)} to evaluate on"),
+            ("labels", f"{estimate.label_set}, {number(estimate.classes)} classes"),
+            ("image features", images),
+            ("steps", f"{number(estimate.steps)}: {config.run.epochs} epochs of {number(estimate.steps_per_epoch)}"),
+            ("parameters", number(estimate.parameters)),
+            ("a step", f"{number(estimate.points)} points, {number(estimate.rows)} rows of features"),
+            ("computing it", f"{estimate.step_s:.2f} s"),
+            ("preparing it", f"{estimate.data_s:.2f} s in one of {estimate.workers} workers"),
+            ("evaluation", evaluation),
+            ("memory", f"{bytes_(estimate.memory_bytes)} at most so far"),
+            ("device", estimate.device),
+            ("time", f"about {duration(estimate.seconds)}"),
+        ]
+    )
+
+
+def _show_report(output: Output, report: TrainReport) -> None:
+    output.document(report.to_dict())
+    times = f"{report.step_s:.3f} s a step, and {report.data_s:.3f} s of waiting for data"
+    facts: list[tuple[str, object]] = [
+        (
+            "steps",
+            f"{number(report.steps)} in {duration(report.seconds)}, {number(report.step)} of {number(report.total)}",
+        ),
+        ("time", times),
+        ("device", report.device if report.processes == 1 else f"{report.processes} x {report.device}"),
+        ("parameters", number(report.parameters)),
+        ("loss", "-" if report.loss is None else f"{report.loss:.4g}"),
+    ]
+    if report.skipped:
+        facts.append(("skipped updates", f"{number(report.skipped)}, for overflows in float16"))
+    if report.best_miou is not None:
+        facts.append(("best mIoU", f"{100 * report.best_miou:.1f} at step {number(report.best_step)}"))
+    output.facts(facts, title=f"The run: {report.run}")
+    if report.last is not None:
+        s = report.last
+        output.table(
+            ["class", "IoU", "acc", "points"],
+            [[c.name, f"{100 * c.iou:.1f}", f"{100 * c.acc:.1f}", number(c.points)] for c in s.classes]
+            + [["mean", f"{100 * s.miou:.1f}", f"{100 * s.macc:.1f}", number(s.points)]],
+            title=f"Last evaluation, {report.val_samples} samples, in per cent (allAcc {100 * s.allacc:.1f})",
+            right=(1, 2, 3),
+        )

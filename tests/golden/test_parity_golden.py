@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of the official implementation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import parity
+import pytest
+import torch
+
+from ditr_cache.errors import ConfigError
+
+GOLDEN = Path(__file__).parent
+NETWORKS = ("ptv3", "ptv3_rpe", "ditr", "ditr_shuffled")
+SPCONV = pytest.param("spconv", marks=pytest.mark.filterwarnings("default"))
+
+
+@pytest.mark.parametrize("sparse_conv", ["torch", SPCONV])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network(name, sparse_conv):
+    if sparse_conv == "spconv":
+        pytest.importorskip("spconv.pytorch")
+    result = parity.compare(GOLDEN / f"{name}.npz", sparse_conv)
+    assert result.codes_equal
+    assert result.max_abs_diff < 1e-4
+    assert result.max_rel_grad_diff < 1e-3
+    assert {"eval_output", "train_output", "train_loss", "gradients"} <= set(result.items)
+    # a maximum that another point wins moves norms by little
+    assert result.items["gradients"]["max_rel_diff"] < 5e-3
+
+
+@pytest.mark.parametrize("name", ["ditr", "ditr_shuffled"])
+def test_dense_injection(name):
+    result = parity.compare(GOLDEN / f"{name}.npz", injection="dense")
+    assert result.max_abs_diff < 1e-4
+    assert result.max_rel_grad_diff < 1e-3
+
+
+def test_losses():
+    result = parity.compare(GOLDEN / "losses.npz")
+    assert result.codes_equal
+    assert result.max_abs_diff < 1e-6
+    assert result.max_rel_grad_diff < 1e-5
+    assert {"lovasz", "lovasz_grad", "cross_entropy", "cosine_loss"} <= set(result.items)
+
+
+def test_float64_agrees_better_with_no_reference_than_float32_does():
+    """The references are float32 themselves: what is left against float64 is their rounding."""
+    assert parity.compare(GOLDEN / "ditr_shuffled.npz", dtype=torch.float64).max_abs_diff < 5e-5
+
+
+@pytest.mark.parametrize("change", ["output", "code", "gradient", "nan"])
+def test_comparison_notices(change, tmp_path):
+    """A comparison that cannot fail is none."""
+    with np.load(GOLDEN / "ditr_shuffled.npz", allow_pickle=False) as file:
+        data = dict(file)
+    if change == "output":
+        data["train_output"][7, 3] += 1e-3
+    elif change == "code":
+        data["serialized_code"][2, 5] += 1
+    elif change == "gradient":
+        data["grad_norms"][4] *= 1.01
+    else:
+        data["feat"][3, 0] = np.nan
+    np.savez(tmp_path / "changed.npz", **data)
+    result = parity.compare(tmp_path / "changed.npz")
+    good = result.max_abs_diff < 1e-4, result.codes_equal, result.max_rel_grad_diff < 1e-3
+    expected = {
+        "output": (False, True, True),
+        "code": (True, False, True),
+        "gradient": (True, True, False),
+        "nan": (False, True, False),
+    }
+    assert good == expected[change]
+
+
+def test_other_order_is_another_network(tmp_path):
+    with np.load(GOLDEN / "ditr_shuffled.npz", allow_pickle=False) as file:
+        data = dict(file)
+    data["order_permutations"] = np.tile(np.arange(4), (5, 1))
+    np.savez(tmp_path / "unshuffled.npz", **data)
+    assert parity.compare(tmp_path / "unshuffled.npz").max_abs_diff > 0.1
+
+
+def test_unknown_official_setting_is_refused():
+    with pytest.raises(ConfigError, match="cls_mode"):
+        parity.model_config({"cls_mode": True}, "torch", "factored")
+    with pytest.raises(ConfigError, match="flash"):
+        parity.model_config({"enable_flash": False}, "torch", "factored")
+
+
+def test_command():
+    command = [sys.executable, str(GOLDEN.parent / "parity.py"), str(GOLDEN / "losses.npz"), "--sparse-conv", "torch"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert set(result) == {"max_abs_diff", "max_rel_grad_diff", "codes_equal", "items"}
+    assert result["max_abs_diff"] < 1e-6
