@@ -40,8 +40,8 @@ TARGET = 0.5
 MODEL = ModelConfig(shuffle_orders=False)
 
 
-def load() -> tuple[PointBatch, torch.Tensor, int]:
-    """The cloud on its grid, the row of each point (-1 unseen), and the number of rows."""
+def load(voxel: float = VOXEL) -> tuple[PointBatch, torch.Tensor, int]:
+    """The cloud on a grid, the row of each point (-1 unseen), and the number of rows."""
     dataset = open_dataset(data_folder() / REDKITCHEN.folder)
     scene = dataset.load(dataset.plan()[0].samples[0].id)
     coord, grid = scene.points.coord, REDKITCHEN.grid
@@ -54,7 +54,7 @@ def load() -> tuple[PointBatch, torch.Tensor, int]:
         found = factor(hits, grid)
         index_N[found.hit_point] = rows + found.hit_row.astype(np.int32)
         rows += len(found.row_patch)
-    grid_coord = np.floor((coord - coord.min(0)) / VOXEL).astype(np.int32)
+    grid_coord = np.floor((coord - coord.min(0)) / voxel).astype(np.int32)
     _, first = np.unique(grid_coord, axis=0, return_index=True)
     batch = PointBatch(
         grid_coord=torch.from_numpy(grid_coord[first]),

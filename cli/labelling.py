@@ -71,14 +71,12 @@ def options_from(splits: tuple[str, ...], **others: Any) -> LabelOptions:
 def show_cost(output: Output, cost: Cost, seconds: float, device: str) -> None:
     """What it took, and what the store saved."""
     parts = ", ".join(f"{duration(getattr(cost, f'{what}_s'))} {what}" for what in ("read", "transform", "forward"))
-    passes = f"{number(cost.forwards)} for {number(cost.fragments)} fragments of {number(cost.copies)} copies"
+    passes = f"{number(cost.forwards)} (fragments {number(cost.fragments)}, copies {number(cost.copies)})"
     facts: list[tuple[str, object]] = [
         ("device", device),
         ("time", f"{duration(seconds)}, of which {parts}"),
         ("passes", passes),
     ]
     if cost.images:
-        facts.append(
-            ("ViT passes saved", f"{number(cost.images)} (the official code shows all views again every time)")
-        )
+        facts.append(("ViT saved", f"{number(cost.images)} images (upstream shows it all views in every pass)"))
     output.facts(facts, title="Cost")

@@ -53,7 +53,8 @@ class Pace:
         """Take a step in."""
         self.done, self._epoch, self._lr = report.step, report.epoch, report.lr
         self._loss = self._loss if report.loss is None else report.loss
-        keep = _MEMORY if self._seen else 0.0
+        # the first step waits for workers to start, and makes what is made once
+        keep = _MEMORY if self._seen > 1 else 0.0
         self._data_s = keep * self._data_s + (1 - keep) * report.data_s
         self._step_s = keep * self._step_s + (1 - keep) * report.step_s
         self._seen += 1

@@ -168,10 +168,18 @@ class Train:
                 "processes": world.size,
             }
             self.folder.begin(self.config, run, task.coordinates)
-        elif self.folder.run()["store"]["digest"] != store.digest:
-            self._listener.note("the store's features are not those that the run began with (another content digest)")
+        else:
+            self._say_what_changed(store.digest, world.size)
         start = self.folder.checkpoints.find("last")
         self.folder.start(_provenance(world, threads, 0 if start is None else start.step), self.config)
+
+    def _say_what_changed(self, digest: str, processes: int) -> None:
+        """What does not forbid to go on, and makes the numbers others than those of an unbroken run."""
+        before = self.folder.run()
+        if before["store"]["digest"] != digest:
+            self._listener.note("the store's content digest is not the one that the run began with")
+        if before["processes"] != processes:
+            self._listener.note(f"the run began with {before['processes']} processes, and goes on with {processes}")
 
     def _assemble(self, task: Task, world: World, watch: Watch, stack: ExitStack) -> Loop:
         """All parts, as the last checkpoint left them; `stack` closes them."""

@@ -13,12 +13,12 @@ from ditr_cache.training.checkpoint import Checkpoint
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.distributed import World, wrap
 from ditr_cache.training.loader import LoaderConfig, MakeBatch, TrainBatches
-from ditr_cache.training.loop import Evaluation
 from ditr_cache.training.metrics import SegmentationScores
 from ditr_cache.training.objective import Objective
 from ditr_cache.training.optim import build_optimizer
 from ditr_cache.training.sampler import BatchSampler
 from ditr_cache.training.schedule import OneCycle
+from ditr_cache.training.state import Evaluation
 from ditr_cache.training.step import Precision, Step
 from ditr_cache.training.task import Task, draw_model
 from ditr_cache.training.tracking import EvaluationReport, Nobody, StepReport
@@ -94,7 +94,7 @@ def build_batches(task: Task, config: TrainConfig, world: World, loader: LoaderC
 def build_step(task: Task, config: TrainConfig, world: World, model: Segmentor, updates: int) -> Step:
     """One step of a run of so many updates."""
     return Step(
-        wrap(model, world),
+        wrap(model, world, unused=bool(config.model.norm_conditions)),
         Objective(config.loss, len(task.class_names), world.device),
         build_optimizer(model, config.optim),
         OneCycle.of(config.optim, updates),

@@ -4,27 +4,25 @@
     vit     a trained ViT
     random  the same network, untrained
     rgb     the mean colour of the patch, nothing else
-    rows    the trained ViT, but every point gets the feature of some other patch of its room
+    rows    the trained ViT, but every patch gets the feature of some other patch of its image
 
 Extraction resumes, so that a second call costs nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ditr_cache.backbones import BackboneIdentity, PatchMaps
+from ditr_cache.backbones import Backbone, BackboneIdentity, PatchMaps, load_backbone
 from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
 from ditr_cache.datasets import open_dataset
 from ditr_cache.pipelines.extract import Extract
-from ditr_cache.store.reader import FeatureStore, open_store, read_manifest
-from ditr_cache.types import FactoredFeatures, PointFeatures
 
 __all__ = ["ARMS", "make_store"]
 
@@ -62,41 +60,49 @@ class PatchMeanRGB:
         return PatchMaps(patches.flatten(2).transpose(1, 2).contiguous(), None)
 
 
-class ShuffledRows(FeatureStore):
-    """A store whose rows are dealt out again at random within what one read returns: right numbers, wrong places."""
+class ShuffledPatches:
+    """A trained ViT whose features end up at other patches of the same image: right numbers, wrong places."""
 
-    def read(self, sample_id: str, *args: Any, **options: Any) -> PointFeatures:
-        """As of a store, with the rows in another order."""
-        read = super().read(sample_id, *args, **options)
-        seed = int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "little")
-        order_P = np.random.default_rng(seed).permutation(len(read.features.rows))
-        features = FactoredFeatures(read.features.rows[order_P], read.features.index)
-        return PointFeatures(features, read.view, read.patch, read.points, *_rest(read))
+    def __init__(self, vit: Backbone) -> None:
+        self._vit = vit
+        for name in ("patch_size", "dim", "has_class_token", "mean", "std", "device"):
+            setattr(self, name, getattr(vit, name))
+        self.identity = dataclasses.replace(vit.identity, name=f"{vit.identity.name}, patches shuffled")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ShuffledRows, (self.root, self.manifest, self.version))
+    def __call__(self, images_B3hw: torch.Tensor) -> PatchMaps:
+        """As the ViT's, each image with a permutation of its own, which its pixels decide."""
+        maps = self._vit(images_B3hw)
+        rows = torch.empty_like(maps.rows)
+        for i, image in enumerate(images_B3hw):
+            seed = int.from_bytes(hashlib.sha256(image.numpy().tobytes()).digest()[:7], "little")
+            rows[i] = maps.rows[i, torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(seed))]
+        return PatchMaps(rows, maps.cls)
 
 
-def make_store(arm: str, source: str, folder: Path, weights: Path, overrides: Sequence[str] = ()) -> FeatureStore:
-    """Extract what is missing of an arm's store, and open it.
+def make_store(arm: str, source: str, folder: Path, weights: Path | None, overrides: Sequence[str] = ()) -> Path:
+    """Extract what is missing of an arm's store.
 
     Args:
         arm: One of `ARMS`.
         source: Rooms, e.g. `synthetic:rooms=60,views=12,val=15`.
         folder: Where stores go, one folder an arm.
-        weights: Of the ViT, a local folder in Hugging Face layout.
+        weights: Of the ViT, a local folder in Hugging Face layout; None: the one that ships with the package.
         overrides: Further settings of the extraction.
+
+    Returns:
+        The store's folder.
     """
-    dataset = open_dataset(source, "synthetic")
-    backbone: dict[str, Any] = {"weights": str(weights)}
+    layers: list[Mapping[str, Any]] = [read_named_yaml("extract", "synthetic")]
+    if weights is not None:
+        layers.append({"backbone": {"weights": str(weights)}})
     if arm == "random":
-        backbone["random_seed"] = 0
-    layers: list[Mapping[str, Any]] = [read_named_yaml("extract", "synthetic"), {"backbone": backbone}]
+        layers.append({"backbone": {"random_seed": 0}})
     config = load_config(ExtractConfig, layers, overrides)
-    path = folder / f"{'vit' if arm == 'rows' else arm}.store"
-    Extract(dataset, path, config, backbone=PatchMeanRGB() if arm == "rgb" else None).run()
-    return ShuffledRows(path, *read_manifest(path)) if arm == "rows" else open_store(path)
-
-
-def _rest(read: PointFeatures) -> tuple[Any, ...]:
-    return tuple(getattr(read, name) for name in read.__slots__[4:])
+    backbone: Backbone | None = None
+    if arm == "rgb":
+        backbone = PatchMeanRGB()
+    elif arm == "rows":
+        backbone = ShuffledPatches(load_backbone(config.backbone, "cpu"))
+    path = folder / f"{arm}.store"
+    Extract(open_dataset(source, "synthetic"), path, config, backbone=backbone).run()
+    return path

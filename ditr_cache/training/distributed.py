@@ -132,11 +132,17 @@ def join(device: str = "auto") -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
-    """Average gradients over processes. Buffers are left to each (official), until `broadcast_buffers`."""
+def wrap(model: nn.Module, world: World, *, unused: bool = False) -> nn.Module:
+    """Average gradients over processes. Buffers are left to each (official), until `broadcast_buffers`.
+
+    Args:
+        model: On its device.
+        world: This process among the others.
+        unused: Whether some parameters may take no part in a step, as norm layers of other data sets do.
+    """
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -7,8 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,66 +16,12 @@ from ditr_cache.errors import CheckpointError, TrainingError
 from ditr_cache.training.checkpoint import Checkpoints
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.distributed import World, broadcast_buffers, unwrap
-from ditr_cache.training.metrics import SegmentationScores
+from ditr_cache.training.state import Batches, Best, Evaluation, TrainState
 from ditr_cache.training.step import Step, StepResult
 from ditr_cache.training.tracking import EvaluationReport, JsonLog, StepReport, Tracker
 from ditr_cache.types import PointBatch
 
-__all__ = ["Batches", "Best", "Evaluation", "Loop", "TrainState"]
-
-
-class Batches(Protocol):
-    """Where batches come from."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        ...
-
-    def epoch(self, epoch: int, start: int) -> Iterator[Sequence[PointBatch]]:
-        """The accumulated batches of this process, for every step of an epoch from step `start` on."""
-        ...
-
-
-class Evaluation(Protocol):
-    """One pass over the validation split."""
-
-    def __call__(self, stopped: threading.Event) -> SegmentationScores | None:
-        """Scores over all processes; None if there is nothing to evaluate, or `stopped` was set meanwhile."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The best evaluation so far."""
-
-    step: int
-    miou: float
-
-
-@dataclass(slots=True)
-class TrainState:
-    """Where a run is. All that is not weights, optimiser or scaler."""
-
-    step: int = 0
-    """Steps done."""
-    updates: int = 0
-    """Of them applied: the gradient scaler may skip some, and the learning rate then waits."""
-    evaluated: int = 0
-    """Step of the last evaluation."""
-    best: Best | None = None
-    losses: list[float] = field(default_factory=list)
-    """Of the steps since the last one that was logged, means over processes."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> TrainState:
-        """The reverse of `to_dict`."""
-        best = plain["best"]
-        return cls(**{**plain, "best": None if best is None else Best(**best)})
+__all__ = ["Loop"]
 
 
 class Loop:
@@ -183,21 +128,24 @@ class Loop:
         self._collect()
         mean = math.fsum(self.state.losses) / len(self.state.losses)
         self.state.losses.clear()
-        scaler = self._step.precision.scaler
-        # an overflow now and then is how the scaler finds its scale
-        if not math.isfinite(mean) and not (scaler.is_enabled() and scaler.get_scale() > 1):
-            raise TrainingError(
-                f"the loss is {mean} at step {self.state.step:,}",
-                hint="Lower the learning rate (-s optim.lr=...), clip gradients (-s optim.clip_grad=1), or leave the "
-                "narrow types (-s run.amp=off). The last checkpoint is kept.",
-            )
         return mean
 
     def _collect(self) -> None:
-        """Read the losses that are still on the device."""
-        if self._losses:
-            self.state.losses += self._world.mean(torch.stack(self._losses)).tolist()
-            self._losses.clear()
+        """Read the losses that are still on the device, before anything is saved that they may have spoiled."""
+        if not self._losses:
+            return
+        losses = self._world.mean(torch.stack(self._losses)).tolist()
+        self._losses.clear()
+        scaler = self._step.precision.scaler
+        # an overflow now and then is how the scaler finds its scale, and then there was no update
+        for loss in losses if not scaler.is_enabled() or scaler.get_scale() <= 1 else ():
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {self.state.step:,} or shortly before it",
+                    hint="Lower the learning rate (-s optim.lr=...), clip gradients (-s optim.clip_grad=1), or leave "
+                    "the narrow types (-s run.amp=off). The last checkpoint is from before.",
+                )
+        self.state.losses += losses
 
     def _report(
         self, epoch: int, result: StepResult, data_s: float, step_s: float, points: int, loss: float | None

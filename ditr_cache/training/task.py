@@ -19,6 +19,9 @@ from ditr_cache.training.seeding import torch_generator_for
 
 __all__ = ["Task", "draw_model"]
 
+_MOST_NUMBERS = 10_000
+"""A head is allocated by the highest label where nobody names the classes."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
@@ -59,9 +62,7 @@ class Task:
             ids = split_samples(store, [split for split in data.val_splits if split in splits])
             val = FeatureStoreDataset(store, ids, data, "eval", seed, images=images, cls=cls_)
         assert train.label_set is not None
-        names = store.class_names.get(train.label_set)
-        if not names:
-            raise ConfigError(f"the store does not name the classes of {train.label_set}", where=store.root)
+        names = store.class_names.get(train.label_set) or _numbers(store, train.label_set, train.sample_ids)
         return cls(store, train, val, tuple(names), dim, _condition(store, config.model), found)
 
 
@@ -77,6 +78,24 @@ def draw_model(task: Task, config: TrainConfig) -> Segmentor:
     model = model.to_empty(device="cpu")
     draw_weights(model, torch_generator_for(config.run.seed, "weights"))
     return model
+
+
+def _numbers(store: FeatureStore, label_set: str, sample_ids: Sequence[str]) -> tuple[str, ...]:
+    """Classes by number, for a data set that does not name them: as many as the training labels need."""
+    highest = -1
+    for sample_id in sample_ids:
+        receipt, position = store.samples.locate(sample_id)
+        points = store.block(receipt).read_points(position)
+        if points is not None and label_set in points.segments:
+            highest = max(highest, int(points.segments[label_set].max(initial=-1)))
+    if highest < 0:
+        raise ConfigError(f"no training sample has a label in {label_set}", where=store.root)
+    if highest >= _MOST_NUMBERS:
+        raise ConfigError(
+            f"{label_set} goes up to {highest:,}, and the store does not name the classes: these are no class numbers",
+            where=store.root,
+        )
+    return tuple(map(str, range(highest + 1)))
 
 
 def _channels(store: FeatureStore, sample_ids: Sequence[str]) -> int:

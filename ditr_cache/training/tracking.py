@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,7 +155,30 @@ class Trackers(Nobody):
             tracker.close()
 
 
-class JsonLog(Nobody):
+class _Means(Nobody):
+    """Times as means since the last reading of the loss: a GPU's work shows in the step that waits for it."""
+
+    def __init__(self) -> None:
+        self._steps, self._data_s, self._step_s = 0, 0.0, 0.0
+
+    def step(self, report: StepReport) -> None:
+        """Add up, and hand the means to `reading`."""
+        self._steps, self._data_s, self._step_s = (
+            self._steps + 1,
+            self._data_s + report.data_s,
+            self._step_s + report.step_s,
+        )
+        if report.loss is not None:
+            n = self._steps
+            self.reading(replace(report, data_s=self._data_s / n, step_s=self._step_s / n))
+            self._steps, self._data_s, self._step_s = 0, 0.0, 0.0
+
+    def reading(self, report: StepReport) -> None:
+        """A step whose loss is known."""
+        raise NotImplementedError
+
+
+class JsonLog(_Means):
     """`log.jsonl`: an object a line, `{"kind": "step", ...}` or `{"kind": "evaluation", ...}`.
 
     Args:
@@ -163,14 +187,14 @@ class JsonLog(Nobody):
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
+        super().__init__()
         self._file = path.open("ab")
         # a file that is shorter has lost bytes that were flushed; padding it with zeros would hide that
         self._file.truncate(min(keep, os.fstat(self._file.fileno()).st_size))
 
-    def step(self, report: StepReport) -> None:
-        """A line for every step whose loss is known."""
-        if report.loss is not None:
-            self._write({"kind": "step", **asdict(report)})
+    def reading(self, report: StepReport) -> None:
+        """A line."""
+        self._write({"kind": "step", **asdict(report)})
 
     def evaluation(self, report: EvaluationReport) -> None:
         """A line."""
@@ -189,11 +213,13 @@ class JsonLog(Nobody):
         self._file.close()
 
     def _write(self, value: dict[str, Any]) -> None:
-        self._file.write(json.dumps(value).encode() + b"\n")
+        # a loss or norm that overflowed is null: JSON has no infinity
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in value.items()}
+        self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
 
-class TensorBoard(Nobody):
+class TensorBoard(_Means):
     """Curves for TensorBoard.
 
     Args:
@@ -202,14 +228,13 @@ class TensorBoard(Nobody):
     """
 
     def __init__(self, folder: Path, done: int = 0) -> None:
+        super().__init__()
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1)
 
-    def step(self, report: StepReport) -> None:
-        """Loss, rate and times of the steps whose loss is known."""
-        if report.loss is None:
-            return
+    def reading(self, report: StepReport) -> None:
+        """Loss, rate and times."""
         values = {
             "train/loss": report.loss,
             "train/lr": report.lr,

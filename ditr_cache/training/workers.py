@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -52,7 +54,7 @@ def load(make: Callable[[K], V], keys: Iterable[K], loader: LoaderConfig) -> Ite
         options = {
             "multiprocessing_context": _context(),
             "prefetch_factor": loader.prefetch,
-            "worker_init_fn": _leave_signals_to_parent,
+            "worker_init_fn": _begin_worker,
         }
     results = DataLoader(
         _Made(make),
@@ -134,10 +136,23 @@ def _identity(value: V) -> V:
     return value
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole process group; the parent wants to finish its step first."""
+def _begin_worker(worker: int) -> None:
+    """Live as long as the parent, and leave signals to it.
+
+    Ctrl-C and SIGTERM reach a whole process group, and the parent wants to finish its step first. A killed parent says
+    nothing: torch looks at the parent's process id, which here is the fork server's, and that one lives on as long as
+    its workers do.
+    """
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="ditr-cache-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _context() -> Any:

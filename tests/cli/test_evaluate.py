@@ -18,8 +18,8 @@ def test_tables(trained, finished, run):
     assert re.search(r"^invisible +\d", done.out, re.MULTILINE)
     for class_name in ("floor", "striped panel"):
         assert re.search(rf"^{class_name} +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d +[\d,]+$", done.out, re.MULTILINE)
-    assert re.search(r"^passes +1 for 1 fragments of 1 copies$", done.out, re.MULTILINE)
-    assert re.search(r"^ViT passes saved +2 ", done.out, re.MULTILINE)
+    assert re.search(r"^passes +1 \(fragments 1, copies 1\)$", done.out, re.MULTILINE)
+    assert re.search(r"^ViT saved +2 images ", done.out, re.MULTILINE)
 
 
 def test_json_has_the_same_numbers(trained, finished, run):

@@ -33,7 +33,9 @@ def test_help_is_readable_in_a_narrow_terminal(page, run, monkeypatch):
     assert all(len(line) <= 60 for line in lines if line not in examples)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["extract", "--help"], ["train", "--help"], ["--version"], ["completion", "zsh"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["extract", "--help"], ["train", "--help"], ["--version"], ["completion", "zsh"]]
+)
 def test_light_command_lines_import_nothing_heavy(args):
     code = f"""
 import json, sys

@@ -51,7 +51,7 @@ def test_the_largest_extent_that_fits():
     low, high = voxel_keys(grid)
     assert (low, high) == (0, (2**21 - 1) * 2**42 - 1)
     with pytest.raises(SampleError, match="2097152 x 2097152 x 2097152 voxels"):
-        voxel_keys(grid + [[0, 0, 0], [1, 0, 0]])
+        voxel_keys(grid + np.array([[0, 0, 0], [1, 0, 0]]))
 
 
 def test_rounding_is_left_to_the_caller():

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ditr_cache.errors import ConfigError
+from ditr_cache.models.ptv3.level import build_pyramid
+from ditr_cache.models.ptv3.model import PointTransformerV3
 
 GOLDEN = Path(__file__).parent
 NETWORKS = ("ptv3", "ptv3_rpe", "ditr", "ditr_shuffled")
@@ -83,6 +85,53 @@ def test_other_order_is_another_network(tmp_path):
     data["order_permutations"] = np.tile(np.arange(4), (5, 1))
     np.savez(tmp_path / "unshuffled.npz", **data)
     assert parity.compare(tmp_path / "unshuffled.npz").max_abs_diff > 0.1
+
+
+def test_other_sizes(tmp_path):
+    """The script takes any fixture of the format: here one of another shape, which this implementation wrote itself."""
+    official = {
+        "in_channels": 3, "stride": [4, 2], "enc_depths": [1, 3, 1], "enc_channels": [4, 8, 8],
+        "enc_num_head": [1, 2, 2], "enc_patch_size": [16, 8, 64], "dec_depths": [2, 1], "dec_channels": [4, 8],
+        "dec_num_head": [2, 1], "dec_patch_size": [32, 8], "order": ["hilbert", "z"], "enable_flash": True,
+        "shuffle_orders": True, "mlp_ratio": 2, "drop_path": 0.0, "image_channels": 5,
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    clouds = [np.unique(rng.integers(0, 12, (n, 3)), axis=0) for n in (300, 3, 90)]
+    n = sum(map(len, clouds))
+    data = {
+        "config": np.array(json.dumps(official)),
+        "grid_coord": np.concatenate(clouds).astype(np.int32),
+        "feat": rng.normal(size=(n, 3)).astype(np.float32),
+        "offset": np.cumsum([len(c) for c in clouds]),
+        "patch_features": rng.normal(size=(40, 5)).astype(np.float32),
+        "patch_index": rng.integers(-1, 40, n),
+        "order_permutations": np.array([[1, 0], [1, 0], [0, 1]]),
+        "loss_weight": rng.normal(size=(n, 4)).astype(np.float32),
+    }
+    config = parity.model_config(official, "torch", "factored")
+    model = PointTransformerV3(config, 3, 5)
+    state = model.state_dict()
+    data["state_keys"] = np.array(list(state))
+    data["state_shapes"] = np.array(["x".join(map(str, t.shape)) for t in state.values()])
+    model.load_state_dict(parity.rule_weights(data["state_keys"].tolist(), data["state_shapes"].tolist()), strict=False)
+    model.double()
+    batch, permutations = parity.point_batch(data, torch.float64), torch.from_numpy(data["order_permutations"])
+    finest = build_pyramid(batch, config, permutations).levels[0]
+    data["serialized_code"] = finest.codes[[1, 0]].numpy()
+    data["serialized_depth"] = np.array(finest.depth)
+    data["eval_output"] = model.eval()(batch, permutations).detach().numpy()
+    output = model.train()(batch, permutations)
+    loss = (output * torch.from_numpy(data["loss_weight"])).mean()
+    loss.backward()
+    data["train_output"], data["train_loss"] = output.detach().numpy(), loss.detach().numpy()
+    data["grad_names"] = np.array([name for name, _ in model.named_parameters()])
+    data["grad_norms"] = np.array([float(p.grad.norm()) for p in model.parameters()])
+    np.savez(tmp_path / "other.npz", **data)
+    for injection in ("factored", "dense"):
+        result = parity.compare(tmp_path / "other.npz", injection=injection)
+        assert result.codes_equal
+        assert result.max_abs_diff < 1e-4
+        assert result.max_rel_grad_diff < 1e-3
 
 
 def test_unknown_official_setting_is_refused():

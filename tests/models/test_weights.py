@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from ditr_cache.config.model import ModelConfig
 from ditr_cache.errors import WeightsError
+from ditr_cache.models.segmentor import Segmentor
 from ditr_cache.models.weights import (
     Mismatch,
-    compare,
     export_official,
     fit,
     initialise,
@@ -113,13 +114,22 @@ def test_a_backbone_alone_is_exported_with_its_prefix(tmp_path):
     assert all(n.startswith("module.backbone.") for n in torch.load(tmp_path / "w.pth")["state_dict"])
 
 
-def test_official_names_survive_the_round_trip(tmp_path):
+def test_official_weights_fit_the_full_size_network(tmp_path):
     names = json.loads(NAMES.read_text())["ptv3_indoor"]
-    state = {f"backbone.{n}": torch.zeros(shape) for n, shape in names.items()}
-    save_official(state, tmp_path / "w.pth")
-    loaded = load_weights(tmp_path / "w.pth")
-    assert len(loaded) == 486
-    assert compare(state, loaded).ok
+    head = {"module.seg_head.weight": torch.zeros(20, 64), "module.seg_head.bias": torch.zeros(20)}
+    backbone = {f"module.backbone.{n}": torch.zeros(shape) for n, shape in names.items()}
+    torch.save(official({}) | {"state_dict": backbone | head}, tmp_path / "model_best.pth")
+    state = load_weights(tmp_path / "model_best.pth")
+    assert len(state) == 486 + 2
+    with torch.device("meta"):
+        plain = Segmentor(ModelConfig(injection="none"), 6, 20)
+        ditr = Segmentor(ModelConfig(), 6, 20, 1024)
+    assert fit(plain, state).ok
+    assert fit(plain.backbone, state).ok
+    report = fit(ditr, state)
+    assert len(report.missing) == 4 * 7
+    assert all(".up.proj_image_feat." in name for name in report.missing)
+    assert (report.unexpected, report.mismatched) == ((), ())
 
 
 def test_what_does_not_fit_is_listed(tmp_path):

@@ -168,11 +168,11 @@ def test_other_settings_are_refused_on_resume(done, rooms_store, micro):
 
 def test_one_process_at_a_time(rooms_store, micro, tmp_path):
     folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
     code = f"""
-import sys
-from pathlib import Path
-from ditr_cache.training.run_folder import RunFolder
-with RunFolder(Path({str(folder.path)!r})).lock():
+import fcntl, sys
+with open({str(folder.path / ".lock")!r}, "a") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -270,8 +270,7 @@ def test_weights_to_start_from(done, rooms_store, micro, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(rooms_store, micro, tmp_path):
-    # float16 ends at 65,504; without a checkpoint before it the run can only begin again
-    with pytest.raises(TrainingError, match=r"the loss is nan at step [0-9]+\nLower the learning rate"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step [0-9]+ or .*\nLower the learning rate"):
         _train(rooms_store, tmp_path / "run", micro, "optim.lr=1e30", "optim.block_lr_factor=1")
 
 
@@ -282,7 +281,8 @@ def test_narrow_types(amp, rooms_store, micro, tmp_path):
     )
     losses = [line for line in _log(tmp_path / "run") if line["kind"] == "step"]
     assert report.step == 8
-    assert all(line["grad_norm"] is not None for line in losses)
+    # the first scale of float16 overflows, which is how a lower one is found
+    assert [line["grad_norm"] is None for line in losses].count(True) == (report.skipped if amp == "fp16" else 0)
     assert (losses[0]["scale"] is None) == (amp == "bf16")
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditr_cache.errors import SampleError
@@ -51,6 +51,7 @@ def dense(features):
     return out
 
 
+@settings(deadline=None)
 @given(seeds=st.lists(st.integers(0, 999), min_size=1, max_size=6), int8=st.booleans(), mix=st.booleans())
 def test_a_batch_is_its_clouds(seeds, int8, mix):
     items = [item(seed, int8=int8) for seed in seeds]

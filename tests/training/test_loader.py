@@ -4,6 +4,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +127,34 @@ def test_workers_leave_signals_to_the_parent(store):
     assert len(list(stream)) == 1
     assert len(list(source.epoch(1))) == 2
     source.close()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    make_store(tmp_path / "s")
+    script = f"""
+import multiprocessing, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from data_world import dataset
+from ditr_cache.store.reader import open_store
+from ditr_cache.training.loader import LoaderConfig, MakeBatch, TrainBatches
+from ditr_cache.training.sampler import BatchSampler
+if __name__ == "__main__":
+    store = open_store({str(tmp_path / "s")!r})
+    batches = TrainBatches(MakeBatch(dataset(store)), BatchSampler(tuple(store.samples), 0, 2), LoaderConfig(2))
+    next(batches.epoch(0))
+    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+    time.sleep(100)
+"""
+    # from a file, for workers import the main module again
+    path = tmp_path / "killed.py"
+    path.write_text(script)
+    with subprocess.Popen(
+        [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        assert len(parent.stdout.readline().split()) == 2
+        parent.kill()
+        # the pipe ends when nobody holds it: neither a worker nor the fork server
+        assert parent.stdout.read() == ""
 
 
 def test_evaluation_reads_every_sample_once(store):

@@ -251,6 +251,13 @@ def test_a_loss_that_is_not_finite_is_an_error(make):
     assert run.checkpoints.find("last").step == 4
 
 
+def test_weights_after_such_a_loss_are_never_saved(make):
+    run = make("run", "run.log_every=100", "run.checkpoint_every=3", batches=Memory(spoiled=[(1, 0)]))
+    with pytest.raises(TrainingError, match="at step 6"):
+        run.loop.run()
+    assert run.checkpoints.find("last").step == 4
+
+
 def test_state_of_another_network_is_refused(make):
     run = make("run")
     run.loop.run()

@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditr_cache.errors import ConfigError
@@ -31,6 +31,7 @@ def test_every_place_in_the_order_is_for_any_sample_alike():
     assert sum((counts[i] - 300) ** 2 / 300 for i in IDS) < 55  # chi-square, 6 degrees: p < 1e-9
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 20),
     loop=st.integers(1, 3),
@@ -60,6 +61,7 @@ def test_processes_see_together_what_one_sees(n, loop, size, parts, seed):
         assert sorted(together, key=lambda b: (b.step, b.number)) == alone
 
 
+@settings(deadline=None)
 @given(epoch=st.integers(0, 3), step=st.integers(0, 4))
 def test_any_step_can_be_the_first(epoch, step):
     sampler = BatchSampler(IDS, 1, 4, loop=3, accumulation=2)

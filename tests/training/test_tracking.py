@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import math
 import sys
 
 import pytest
@@ -41,6 +42,16 @@ def test_log_has_a_line_for_every_reading(tmp_path):
     assert first["loss"] == 0.1 + 1
     assert third["kind"] == "evaluation"
     assert third["scores"]["classes"][1]["name"] == "wall"
+
+
+def test_times_are_means_since_the_last_reading(tmp_path):
+    log = JsonLog(tmp_path / "log.jsonl")
+    for step, seconds, loss in ((1, 1.0, None), (2, 3.0, 0.5), (3, 7.0, math.nan)):
+        log.step(StepReport(step, 0, 1e-3, seconds, 2 * seconds, 10, loss, math.inf))
+    log.close()
+    first, second = _lines(tmp_path / "log.jsonl")
+    assert (first["data_s"], first["step_s"], first["loss"]) == (2.0, 4.0, 0.5)
+    assert (second["data_s"], second["loss"], second["grad_norm"]) == (7.0, None, None)
 
 
 def test_log_is_cut_back_to_what_a_checkpoint_vouches_for(tmp_path):

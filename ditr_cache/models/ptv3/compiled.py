@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -20,12 +20,18 @@ _LOG = logging.getLogger(__name__)
 _GRAPHS = 64
 
 
+class _Compiler:
+    """What this process knows of its compiler."""
+
+    works: ClassVar[bool] = True
+
+
 @functools.cache
 def compiled(function: F) -> F:
     """Compile `function` for any number of points.
 
-    Called with the module as its argument, one compiled function serves all blocks of a width. Should compiling fail
-    (no C++ compiler on a CPU, no Triton on a GPU), one warning is logged and `function` itself serves from then on.
+    Called with its module as an argument, one compiled function serves all blocks of a width. Should compiling fail (no
+    C++ compiler on a CPU, no Triton on a GPU), one warning is logged, and functions serve as they are from then on.
 
     Args:
         function: Dense, with a module and tensors as arguments.
@@ -36,22 +42,16 @@ def compiled(function: F) -> F:
 
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _GRAPHS)
     fast = torch.compile(function, dynamic=True)
-    available = True
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        nonlocal available
-        if available:
+        if _Compiler.works:
             try:
                 return fast(*args)
             except TorchDynamoException as error:
-                available = False
-                _warn(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+                _Compiler.works = False
+                reason = str(error).strip().partition("\n")[0]
+                _LOG.warning("torch.compile does not work here, going on without it: %s", reason)
         return function(*args)
 
     return call  # type: ignore[return-value]
-
-
-@functools.cache
-def _warn(reason: str) -> None:
-    _LOG.warning("torch.compile does not work here (%s): going on without it", reason)

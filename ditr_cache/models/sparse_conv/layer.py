@@ -16,7 +16,8 @@ __all__ = ["SubmanifoldConv3d"]
 class SubmanifoldConv3d(nn.Module):
     """Submanifold convolution: cross-correlation over the points that exist, at the points that exist.
 
-    Parameters: `weight [out, kx, ky, kz, in]` with the centre at k // 2, as spconv 2 keeps it, and `bias [out]` or None.
+    Parameters: `weight [out, kx, ky, kz, in]` with the centre at k // 2, as spconv 2 keeps it, and `bias [out]` or
+    None.
 
     Args:
         in_channels: Width of the input.

@@ -52,8 +52,8 @@ class Pairs:
 
     def by_offset(self) -> list[tuple[int, Tensor, Tensor]]:
         """(offset, here, there) of every offset beyond the centre that has a pair."""
-        first = self.offsets // 2 + 1
-        parts = zip(self.here_P.split(self.counts), self.there_P.split(self.counts), strict=True)
+        first, counts = self.offsets // 2 + 1, list(self.counts)
+        parts = zip(torch.split(self.here_P, counts), torch.split(self.there_P, counts), strict=True)
         return [(first + o, here, there) for o, (here, there) in enumerate(parts) if len(here)]
 
     @cached_property

@@ -86,9 +86,10 @@ def _spconv() -> ModuleType:
 
 
 def _layer(kernel_size: int, in_channels: int, out_channels: int, cuda: bool) -> torch.nn.Module:
-    """spconv's own layer, without weights: each call brings them.
+    """The layer of spconv itself, without weights: each call brings them.
 
-    Always in training mode: in the other, its CUDA kernels know no gradient. Its bias is refused on a CPU in evaluation.
+    Always in training mode: in the other, its CUDA kernels know no gradient. Without bias: a CPU refuses that in
+    evaluation.
     """
     from spconv.core import ConvAlgo
 

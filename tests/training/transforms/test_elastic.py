@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from clouds import cloud, rng
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditr_cache.errors import SampleError
@@ -41,6 +41,7 @@ def test_smooth_is_two_box_blurs_with_zeros_outside(shape):
     np.testing.assert_array_equal(noise, kept)
 
 
+@settings(deadline=None)
 @given(shape=st.tuples(*[st.integers(2, 6)] * 3), seed=st.integers(0, 99))
 def test_interpolation_is_trilinear(shape, seed):
     r = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from clouds import cloud, rng
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditr_cache.errors import SampleError
@@ -28,6 +28,7 @@ def voxels(sample, size):
     return found
 
 
+@settings(deadline=None)
 @given(before=CLOUDS, size=SIZES, keep=st.sampled_from(["random", "first"]))
 def test_one_point_of_every_voxel(before, size, keep):
     expected = voxels(before, size)
@@ -40,6 +41,7 @@ def test_one_point_of_every_voxel(before, size, keep):
     np.testing.assert_array_equal(after.coord, before.coord[after.point])
 
 
+@settings(deadline=None)
 @given(before=CLOUDS, size=SIZES)
 def test_the_first_point_stands_for_its_voxel(before, size):
     after = GridSample(grid_size=size, keep="first")(before, rng())
@@ -49,6 +51,7 @@ def test_the_first_point_stands_for_its_voxel(before, size):
     np.testing.assert_array_equal(after.full_segment, before.segment)
 
 
+@settings(deadline=None)
 @given(before=CLOUDS, fine=SIZES, coarse=SIZES)
 def test_the_inverse_goes_through_two_voxelisations(before, fine, coarse):
     once = GridSample(grid_size=fine, keep="first")(before, rng())
@@ -60,6 +63,7 @@ def test_the_inverse_goes_through_two_voxelisations(before, fine, coarse):
     np.testing.assert_array_equal(twice.grid_coord[twice.inverse], cell[once.inverse])
 
 
+@settings(deadline=None)
 @given(before=CLOUDS, size=SIZES)
 def test_fragments_have_every_voxel_once_and_together_every_point(before, size):
     whole = GridSample(grid_size=size, keep="all")(before, rng())
@@ -80,6 +84,7 @@ def test_any_point_of_a_voxel_is_chosen_alike():
     np.testing.assert_allclose(counts, 1000, atol=6 * math.sqrt(1000 * 6 / 7))
 
 
+@settings(deadline=None)
 @given(keys=st.lists(st.integers(0, 20) | st.integers(0, 2**62), min_size=1, max_size=50))
 def test_sorting_is_stable_for_small_and_huge_keys(keys):
     keys = np.array(keys, np.int64)

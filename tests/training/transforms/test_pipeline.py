@@ -66,6 +66,7 @@ def test_arrays_stay_together(chain, n, seed):
         assert (after.inverse >= 0).all()
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 100), seed=st.integers(0, 99))
 def test_positions_follow_their_points(n, seed):
     """Without transforms that move points, coordinates are still those of `point`."""
@@ -76,6 +77,7 @@ def test_positions_follow_their_points(n, seed):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name)[after.point])
 
 
+@settings(deadline=None)
 @given(n=st.integers(2, 100), seed=st.integers(0, 99))
 def test_dropped_points_stand_for_nothing(n, seed):
     before = cloud(n, seed)
@@ -103,6 +105,7 @@ def test_arrays_that_are_not_there_are_not_needed(transform):
     assert after.color is after.normal is after.strength is after.segment is None
 
 
+@settings(deadline=None)
 @given(chain=st.permutations(range(8)))
 def test_take_of_take_is_one_take(chain):
     sample = GridSample(grid_size=0.5, keep="first")(cloud(), rng())

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from clouds import cloud, rng
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -53,6 +53,7 @@ def test_center_shift_centres_the_box_and_puts_its_floor_at_zero(apply_z):
 
 
 @pytest.mark.parametrize("axis", list(AXES))
+@settings(deadline=None)
 @given(angle=st.floats(-2, 2), center=st.none() | st.tuples(*[st.floats(-3, 3)] * 3))
 def test_rotation_is_the_matrix_about_the_centre(axis, angle, center):
     before = cloud(50)

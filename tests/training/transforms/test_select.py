@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from clouds import cloud, rng
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditr_cache.training.transforms import RandomDropout, SphereCrop
@@ -29,6 +29,7 @@ def test_dropout_keeps_an_exact_share_and_every_point_alike():
     np.testing.assert_allclose(kept, expected, atol=6 * math.sqrt(expected * 0.3))
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 300), limit=st.integers(1, 300), seed=st.integers(0, 99), ties=st.booleans())
 def test_sphere_crop_keeps_the_nearest(n, limit, seed, ties):
     before = cloud(n, seed)
