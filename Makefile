@@ -5,9 +5,9 @@ PYTHON ?= python3
 # Test processes; each computes on one thread, so that two of them do not fight over the same cores.
 JOBS ?= 2
 
-# What `make demo` extracts, and with which ViT: the embedded one, DITR_CACHE_WEIGHTS (a local Hugging Face folder), or a
-# name, as in: make demo BACKBONE='-s backbone.name=dinov2-small'
-ROOMS ?= synthetic:rooms=6,views=12
+# What `make demo` extracts and trains on, and with which ViT: the embedded one, DITR_CACHE_WEIGHTS (a local Hugging Face
+# folder), or a name, as in: make demo BACKBONE='-s backbone.name=dinov2-small'
+ROOMS ?= synthetic:rooms=16,views=12,val=4
 BACKBONE ?= $(if $(DITR_CACHE_WEIGHTS),--weights $(DITR_CACHE_WEIGHTS))
 
 VENV := .venv
@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint format check bench clean distclean
+.PHONY: help setup scatter demo test slow lint format check bench clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,11 +33,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,fast]'
 	@touch $@
 
-demo: setup ## rooms -> features -> verified store -> picture, in demo/
+scatter: setup ## torch-scatter beside it, for its tests: compiles for some minutes
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps torch-scatter
+
+demo: setup ## rooms -> features -> verified store -> PTv3 alone and PTv3 + DITR -> table and pictures, in demo/
 	$(BIN)/ditr-cache extract $(ROOMS) demo/rooms.store $(BACKBONE)
 	$(BIN)/ditr-cache verify demo/rooms.store
 	$(BIN)/ditr-cache picture $(ROOMS) demo/rooms.store demo/rooms.png
-	@echo "Look at demo/rooms.png"
+	$(BIN)/ditr-cache train demo/rooms.store demo/ptv3 --resume -c tiny -s model.injection=none
+	$(BIN)/ditr-cache train demo/rooms.store demo/ditr --resume -c tiny
+	$(BIN)/ditr-cache evaluate demo/ditr demo/rooms.store --against demo/ptv3 --pictures demo/pictures
+	@echo "Look at demo/rooms.png and demo/pictures"
 
 test: setup ## the tests, without the ones that take minutes
 	$(PYTEST) $(PARALLEL) -m "not slow"

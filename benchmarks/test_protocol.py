@@ -11,8 +11,8 @@ official voxel size of 2 cm and at 5 cm:
 
 A pass of the official code costs `cached` and `ViT` together. A few fragments are run, and how many is printed; the
 cost of the scene is that of a fragment times the number of fragments that its 13 copies have, which is counted and not
-estimated, plus the measured reading and transforming. Ratios are of the CPU time of one thread, which neither neighbours
-on the machine nor threads that wait for each other disturb much; wall times are kept beside them.
+estimated, plus the measured reading and transforming. Ratios are of the CPU time of one thread, which is disturbed
+little by neighbours on the machine, and not at all by threads that wait for each other; wall times are kept beside.
 
 The ViT is a real one, but of 8 blocks and 384 channels, where the paper's has 24 of 1024. What the larger one would
 cost is not extrapolated; the paper measured 41 ms without and 76 ms with it a pass, on a GPU (1.85x).

@@ -27,6 +27,7 @@ __all__ = ["command"]
 Examples:
   ditr-cache evaluate run rooms.store
   ditr-cache evaluate run rooms.store --protocol test --pictures seen
+  ditr-cache evaluate run rooms.store --against plain
   ditr-cache evaluate run rooms.store --json > scores.json""",
 )
 @click.argument("run", type=click.Path(path_type=Path))
@@ -38,8 +39,17 @@ Examples:
     metavar="DIR",
     help="Draw the confusion matrix, and truth, prediction and errors of every sample.",
 )
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    multiple=True,
+    help="Another run, evaluated on the same samples and shown beside this one. Repeatable.",
+)
 @reports()
-def command(output: Output, run: Path, store: Path, pictures: Path | None, **choice: Any) -> None:
+def command(
+    output: Output, run: Path, store: Path, pictures: Path | None, against: tuple[Path, ...], **choice: Any
+) -> None:
     """Label samples of STORE with the network of RUN, and compare with their labels.
 
     STORE is the one that the network was trained from, or another of the same identity.
@@ -47,9 +57,13 @@ def command(output: Output, run: Path, store: Path, pictures: Path | None, **cho
     from ditr_cache.pipelines.evaluate import Evaluate
 
     with progress_for(output, unit="samples") as progress:
-        report = Evaluate(run, store, options_from(**choice), pictures=pictures, progress=progress).run()
-    output.document(report.to_dict())
+        options = options_from(**choice)
+        report = Evaluate(run, store, options, pictures=pictures, progress=progress).run()
+        others = [Evaluate(other, store, options, progress=progress).run() for other in against]
+    output.document(report.to_dict() | ({"against": [other.to_dict() for other in others]} if others else {}))
     _show(output, report)
+    if others:
+        _compare(output, [*others, report])
     if report.unlabelled:
         output.warning(f"{len(report.unlabelled)} of {report.samples} samples have no labels and do not count")
 
@@ -83,6 +97,26 @@ def _show(output: Output, report: EvaluateReport) -> None:
         right=(1, 2, 3, 4, 5),
     )
     show_cost(output, report.cost, report.seconds, report.device)
+
+
+def _compare(output: Output, reports: list[EvaluateReport]) -> None:
+    """IoU of several runs side by side, this one last."""
+    scores = [report.scores for report in reports]
+    means = [
+        ("all classes", [s.overall.miou for s in scores]),
+        ("visible points", [s.visible.miou for s in scores]),
+        ("invisible points", [s.invisible.miou for s in scores]),
+    ]
+    names = list(dict.fromkeys(c.name for s in scores for c in s.overall.classes))
+    iou = [{c.name: c.iou for c in s.overall.classes} for s in scores]
+    rows = [[name, *map(_percent, values)] for name, values in means]
+    rows += [[name, *(_percent(found[name]) if name in found else "-" for found in iou)] for name in names]
+    output.table(
+        ["IoU", *(Path(report.run).name for report in reports)],
+        rows,
+        title="Side by side, in per cent",
+        right=range(1, 1 + len(reports)),
+    )
 
 
 def _percent(value: float) -> str:

@@ -7,8 +7,9 @@
     rgb     the mean colour of the patch instead of features
     rows    the trained ViT's features, each at another patch of its image
 
-The same network, seed, steps and views for every arm; only what is injected differs. Mean IoU over classes of a family,
-and over all; points that a drawn view sees and the others apart. Everything resumes: call it again after an interruption.
+The same network, seed, steps and views for every arm; only what is injected differs. Mean IoU over the classes of a
+family, and over all; points that a drawn view sees and the others apart. Everything resumes: call it again after an
+interruption.
 
     python benchmarks/learning/run.py --weights DIR --seeds 0 1 2
 """

@@ -35,6 +35,16 @@ def test_json_has_the_same_numbers(trained, finished, run):
     assert overall["miou"] == pytest.approx(mean)
 
 
+def test_two_runs_side_by_side(trained, finished, run):
+    done = run("evaluate", trained, finished, "--against", trained, "--json")
+    report = json.loads(done.out)
+    assert [other["scores"] for other in report["against"]] == [report["scores"]]
+    done = run("evaluate", trained, finished, "--against", trained, "-q")
+    assert done.code == 0
+    assert re.search(r"^all classes +(\d+\.\d) +\1$", done.out, re.MULTILINE)
+    assert re.search(r"^striped panel +(\d+\.\d) +\1$", done.out, re.MULTILINE)
+
+
 def test_pictures(trained, finished, run, tmp_path):
     done = run("evaluate", trained, finished, "--pictures", tmp_path / "seen")
     assert done.code == 0

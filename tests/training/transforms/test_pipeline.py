@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from ditr_cache.errors import SampleError
 from ditr_cache.training import transforms
 from ditr_cache.training.data_config import DataConfig, TestConfig
 from ditr_cache.training.transforms import GridSample, RandomDropout, SphereCrop, Transform, apply
@@ -53,7 +54,12 @@ def test_every_transform_is_tried():
 def test_arrays_stay_together(chain, n, seed):
     before = cloud(n, seed)
     kept = {name: value.copy() for name, value in arrays(before).items()}
-    after = apply(chain, before, rng(seed))
+    try:
+        after = apply(chain, before, rng(seed))
+    except SampleError as error:
+        # dropout took the last point of a tiny cloud
+        assert "no points" in str(error)
+        return
     for name, value in arrays(before).items():
         np.testing.assert_array_equal(value, kept[name], err_msg=f"{name} was written to")
     np.testing.assert_array_equal(after.index, before.index[after.point])
