@@ -57,9 +57,9 @@ def test_arrays_stay_together(chain, n, seed):
     try:
         after = apply(chain, before, rng(seed))
     except SampleError as error:
-        # dropout took the last point of a tiny cloud
-        assert "no points" in str(error)
-        return
+        if "no points" not in str(error):
+            raise
+        return  # dropout took the last point of a tiny cloud
     for name, value in arrays(before).items():
         np.testing.assert_array_equal(value, kept[name], err_msg=f"{name} was written to")
     np.testing.assert_array_equal(after.index, before.index[after.point])
