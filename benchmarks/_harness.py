@@ -77,10 +77,10 @@ def interleaved(
     return {name: _summary(values) for name, values in times.items()}
 
 
-def write_results(name: str, results: Mapping[str, Any]) -> Path:
-    """Write `results` with the environment to `benchmarks/results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_results(name: str, results: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `results` with the environment to `<folder>/<name>.json`, by default in `benchmarks/results`."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), **results}, indent=1) + "\n", "utf-8")
     return path
 

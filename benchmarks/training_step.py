@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +33,12 @@ VOXEL = 0.05
 CLASSES = 20
 TARGET, FORWARD_LIMIT, STEP_LIMIT = 1.08, 1.5, 5.0
 GROUPS = {
-    "sparse convolution": ("SubmanifoldConv", "_Im2col", "_Pairs", "im2col"),
+    "sparse convolution": ("_ByPairs", "_ByTable"),
     "attention": ("scaled_dot_product", "_flash_attention"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::addmm_"),
     "gather and scatter": ("aten::index", "aten::gather", "aten::scatter", "aten::take"),
-    "norms": ("layer_norm", "batch_norm"),
+    "norms": ("layer_norm", "batch_norm", "_NormaliseRows"),
+    "injection": ("_NarrowLinear",),
     "GELU": ("gelu",),
     "optimiser": ("Optimizer", "_foreach", "_fused_adam"),
 }
@@ -105,13 +107,20 @@ def profile(arm: Arm) -> dict[str, float]:
     with torch.profiler.profile(activities=activities) as prof:
         arm.step()
     shares: dict[str, float] = dict.fromkeys([*GROUPS, "other"], 0.0)
-    total = 0.0
-    for event in prof.key_averages():
+    for event in prof.events():
         own = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
-        name = next((g for g, words in GROUPS.items() if any(word in event.key for word in words)), "other")
-        shares[name] += own
-        total += own
+        shares[_group(event)] += own
+    total = sum(shares.values())
     return {name: own / total for name, own in sorted(shares.items(), key=lambda item: -item[1])}
+
+
+def _group(event: Any) -> str:
+    """The kind of operation that an event belongs to: the outermost one above it that has a kind."""
+    found = "other"
+    while event is not None:
+        found = next((g for g, words in GROUPS.items() if any(word in event.name for word in words)), found)
+        event = event.cpu_parent
+    return found
 
 
 def main() -> int:

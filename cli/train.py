@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,9 @@ def command(
     those that are installed for the store's data set. Ctrl-C finishes the step at hand, and --resume goes on from there
     with exactly the numbers that an unbroken run would have seen.
     """
-    main = int(os.environ.get("RANK", "0")) == 0
+    from ditr_cache.training.distributed import environment
+
+    main = environment()[0] == 0
     if not main:
         # of several processes, one speaks
         output = Output(quiet=True)
@@ -89,7 +90,8 @@ def command(
                 "--resume",
                 *["--allow-incomplete"] * allow_incomplete,
             ]
-            output.error(f"interrupted after step {report.step:,}, which is saved", f"Go on: {shlex.join(words)}")
+            command = shlex.join(words) if report.processes == 1 else "the same torchrun command, with --resume"
+            output.error(f"interrupted after step {report.step:,}, which is saved", f"Go on: {command}")
     return ExitCode.INTERRUPTED if not dry_run and report.interrupted else ExitCode.OK
 
 

@@ -27,7 +27,8 @@ from ditr_cache.training.inference import Clock, Cost, Network
 from ditr_cache.training.protocol import Labelling, PlainPass, TestProtocol
 from ditr_cache.training.run_folder import RunFolder
 from ditr_cache.training.sampler import Draw
-from ditr_cache.training.store_check import check_complete, check_same
+from ditr_cache.training.store_check import check_classes, check_complete, check_same
+from ditr_cache.training.transforms import GridSample
 from ditr_cache.types import Float64, Int32, PointCloud
 
 __all__ = ["LabelOptions", "Labelled", "Labeller"]
@@ -51,8 +52,6 @@ class LabelOptions:
     """Fragments of the test protocol that share a pass."""
     allow_incomplete: bool = False
     """Take a store of which blocks are missing."""
-    seed: int | None = None
-    """Of the order of the curves, which is the same in all passes; None: the run's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +92,9 @@ class Labeller:
         check_complete(self.store, allow_incomplete=options.allow_incomplete)
         _check_store(self.store, folder)
         began = folder.run()
+        check_classes(self.store, began["label_set"], began["classes"])
+        if options.protocol == "test":
+            _check_test(self.config, folder)
         self.labels = _labels(self.store, began)
         self.samples = _choose(self.store, options.splits or self.config.data.val_splits, options.samples)
         self.device = pick_device(options.device)
@@ -159,8 +161,7 @@ class Labeller:
         return have if count is None else min(count, have)
 
     def _build(self, image_channels: int | None) -> Labelling:
-        config, options = self.config, self.options
-        seed = config.run.seed if options.seed is None else options.seed
+        config, options, seed = self.config, self.options, self.config.run.seed
         # every weight comes from the file: torch's own initialisation would draw from its global generator
         with torch.device("meta"):
             model = Segmentor(config.model, config.data.channels, len(self.labels.classes), image_channels)
@@ -182,6 +183,18 @@ def _check_store(store: FeatureStore, folder: RunFolder) -> None:
     both = known.keys() & found.keys()
     identity = folder.run()["store"]["identity"]
     check_same(store, identity, {k: known[k] for k in sorted(both)}, {k: found[k] for k in sorted(both)})
+
+
+def _check_test(config: TrainConfig, folder: RunFolder) -> None:
+    """Settings that say nothing of the test have ScanNet's, which are not meant for other voxels."""
+    sizes = [t.grid_size for t in config.data.test.voxelize if isinstance(t, GridSample)]
+    if config.data.grid_size not in sizes[-1:]:
+        size = f"{sizes[-1]:g} m" if sizes else "no size"
+        raise ConfigError(
+            f"the test protocol has voxels of {size}, and the network was trained on {config.data.grid_size:g} m",
+            where="data.test.voxelize",
+            hint=f"Write the protocol of this data set into {folder.path / 'config.yaml'}; training does not read it.",
+        )
 
 
 def _labels(store: FeatureStore, began: Mapping[str, Any]) -> LabelSet:

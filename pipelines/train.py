@@ -39,6 +39,7 @@ from ditr_cache.training.loop import Loop
 from ditr_cache.training.run_folder import RunFolder, config_difference, git_revision
 from ditr_cache.training.settle import settled
 from ditr_cache.training.store_check import (
+    check_classes,
     check_complete,
     check_expected,
     check_same,
@@ -97,6 +98,7 @@ class Train:
                 if main:
                     stack.enter_context(self._own_folder())
                 task = self._task()
+                self._say_what_is_not_evaluated(task)
                 threads = stack.enter_context(settled(self.config.run, self._threads_before()))
                 if main:
                     self._write_down(task, world, threads)
@@ -147,7 +149,9 @@ class Train:
         found = coordinates(store, (*data.train_splits, *data.val_splits))
         check_expected(store, self.config.store, coordinates_digest(found))
         if self.resume and self.folder.exists:
-            check_same(store, self.folder.run()["store"]["identity"], self.folder.samples(), found)
+            run = self.folder.run()
+            check_same(store, run["store"]["identity"], self.folder.samples(), found)
+            check_classes(store, run["label_set"], run["classes"])
         return Task.of(store, self.config, found)
 
     def _write_down(self, task: Task, world: World, threads: int) -> None:
@@ -172,6 +176,14 @@ class Train:
             self._say_what_changed(store.digest, world.size)
         start = self.folder.checkpoints.find("last")
         self.folder.start(_provenance(world, threads, 0 if start is None else start.step), self.config)
+
+    def _say_what_is_not_evaluated(self, task: Task) -> None:
+        """A store need not have a split for validation, but one may also have named a wrong one."""
+        have = {info.split for info in task.store.samples.values()}
+        missing = [split for split in self.config.data.val_splits if split not in have]
+        if missing:
+            what = "of them is evaluated" if task.val is not None else "is evaluated"
+            self._listener.note(f"the store has no split {', '.join(missing)}: nothing {what}")
 
     def _say_what_changed(self, digest: str, processes: int) -> None:
         """What does not forbid to go on, and makes the numbers others than those of an unbroken run."""

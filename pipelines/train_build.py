@@ -94,7 +94,7 @@ def build_batches(task: Task, config: TrainConfig, world: World, loader: LoaderC
 def build_step(task: Task, config: TrainConfig, world: World, model: Segmentor, updates: int) -> Step:
     """One step of a run of so many updates."""
     return Step(
-        wrap(model, world, unused=bool(config.model.norm_conditions)),
+        wrap(model, world, unused=len(config.model.norm_conditions) > 1),
         Objective(config.loss, len(task.class_names), world.device),
         build_optimizer(model, config.optim),
         OneCycle.of(config.optim, updates),

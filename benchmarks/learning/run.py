@@ -33,7 +33,6 @@ from ditr_cache.config import load_config, read_named_yaml
 from ditr_cache.datasets.rooms import STYLES
 from ditr_cache.pipelines.evaluate import Evaluate
 from ditr_cache.pipelines.train import Train
-from ditr_cache.store.reader import open_store
 from ditr_cache.training.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +49,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["plain", *ARMS], choices=["plain", *ARMS])
     parser.add_argument("-s", "--set", dest="overrides", action="append", default=[], help="settings of the training")
-    parser.add_argument("--name", default="learning", help="of the result in benchmarks/results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
+    parser.add_argument("--name", default="learning", help="of the result")
     args = parser.parse_args()
 
     source = f"synthetic:rooms={args.rooms},views=12,val={args.val}"
@@ -60,20 +60,19 @@ def main() -> None:
         # PTv3 alone reads the points of the first store and none of its features
         store = make_store("vit" if arm == "plain" else arm, source, args.work, args.weights)
         results[arm] = {str(seed): train(arm, seed, store, args) for seed in args.seeds}
-    identity = open_store(args.work / f"{args.arms[-1] if args.arms[-1] != 'plain' else 'vit'}.store").identity
     print(table(results))
     write_results(
         args.name,
         {
             "source": source,
             "backbone": args.weights.name if args.weights else "rooms-vit-tiny",
-            "grid": identity["images"]["size"],
             "settings": yaml_settings(args.overrides).model_dump(mode="json"),
             "arms": results,
             "summary": {arm: summary(seeds) for arm, seeds in results.items()},
         },
+        args.results,
     )
-    (RESULTS / f"{args.name}.md").write_text(table(results) + "\n", "utf-8")
+    (args.results / f"{args.name}.md").write_text(table(results) + "\n", "utf-8")
 
 
 def yaml_settings(overrides: list[str]) -> TrainConfig:

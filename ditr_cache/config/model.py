@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 __all__ = ["Injection", "ModelConfig", "Order"]
 
@@ -24,21 +24,21 @@ class ModelConfig(BaseModel):
     """Permute the curves at the start and after every pooling."""
     stride: tuple[int, ...] = (2, 2, 2, 2)
     """Voxel size ratio of each pooling; powers of two."""
-    enc_depths: tuple[int, ...] = (2, 2, 2, 6, 2)
+    enc_depths: tuple[NonNegativeInt, ...] = (2, 2, 2, 6, 2)
     """Blocks of each encoder stage."""
-    enc_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+    enc_channels: tuple[PositiveInt, ...] = (32, 64, 128, 256, 512)
     """Width of each encoder stage."""
-    enc_num_head: tuple[int, ...] = (2, 4, 8, 16, 32)
+    enc_num_head: tuple[PositiveInt, ...] = (2, 4, 8, 16, 32)
     """Attention heads of each encoder stage."""
-    enc_patch_size: tuple[int, ...] = (1024, 1024, 1024, 1024, 1024)
+    enc_patch_size: tuple[PositiveInt, ...] = (1024, 1024, 1024, 1024, 1024)
     """Points that attend to each other in each encoder stage."""
-    dec_depths: tuple[int, ...] = (2, 2, 2, 2)
+    dec_depths: tuple[NonNegativeInt, ...] = (2, 2, 2, 2)
     """Blocks of each decoder stage, finest first."""
-    dec_channels: tuple[int, ...] = (64, 64, 128, 256)
+    dec_channels: tuple[PositiveInt, ...] = (64, 64, 128, 256)
     """Width of each decoder stage, finest first."""
-    dec_num_head: tuple[int, ...] = (4, 4, 8, 16)
+    dec_num_head: tuple[PositiveInt, ...] = (4, 4, 8, 16)
     """Attention heads of each decoder stage, finest first."""
-    dec_patch_size: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    dec_patch_size: tuple[PositiveInt, ...] = (1024, 1024, 1024, 1024)
     """Points that attend to each other in each decoder stage, finest first."""
     mlp_ratio: int = Field(4, ge=1)
     """Hidden width of a block's MLP over its width."""
@@ -68,6 +68,8 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _stages(self) -> ModelConfig:
         stages = len(self.enc_depths)
+        if stages < 2:
+            raise ValueError("enc_depths needs two stages at least, for the decoder starts from the second")
         if len(self.stride) != stages - 1 or any(s < 2 or s & (s - 1) for s in self.stride):
             raise ValueError(f"stride needs {stages - 1} powers of two, one for each pooling between encoder stages")
         for name in ("channels", "num_head", "patch_size"):
@@ -77,7 +79,7 @@ class ModelConfig(BaseModel):
             raise ValueError(f"dec_depths needs {stages - 1} values, one for each decoder stage")
         for side in ("enc", "dec"):
             for width, heads in zip(getattr(self, f"{side}_channels"), getattr(self, f"{side}_num_head"), strict=True):
-                if heads < 1 or width % heads:
+                if width % heads:
                     raise ValueError(f"{side}_channels: {width} is not a multiple of its {heads} heads")
         if not self.order:
             raise ValueError("order needs at least one curve")

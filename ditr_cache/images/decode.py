@@ -124,24 +124,11 @@ def _rgb(image: Image.Image) -> UInt8:
     if image.mode == "F":
         raise FrameError("holds floating-point values, not colours")
     image.load()
-    if image.mode != "RGB":
-        # a palette's transparency would only earn a warning: alpha is dropped anyway
-        image.info.pop("transparency", None)
-        image = image.convert("RGB")
-    return _pixels(image)
-
-
-def _pixels(image: Image.Image) -> UInt8:
-    """What `np.array(image)` gives, in one piece: that packs 64 KiB at a time and copies all of it twice more."""
-    encoder = Image._getencoder("RGB", "raw", "RGB")
-    try:
-        encoder.setimage(image.im, (0, 0, *image.size))
-        _, status, packed = encoder.encode(image.height * image.width * 3)
-    finally:
-        encoder.cleanup()
-    if status <= 0:
-        raise FrameError(f"cannot be unpacked (Pillow's raw encoder says {status})")
-    return np.frombuffer(bytearray(packed), np.uint8).reshape(image.height, image.width, 3)
+    if image.mode == "RGB":
+        return np.array(image)
+    # a palette's transparency would only earn a warning: alpha is dropped anyway
+    image.info.pop("transparency", None)
+    return np.array(image.convert("RGB"))
 
 
 def _silence_pillow() -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ditr_cache.errors import ConfigError
-from ditr_cache.models.factored import pool, usage
+from ditr_cache.models.factored import usage
 from ditr_cache.models.norm import ConditionalNorm, PointBatchNorm
 from ditr_cache.types import FactoredFeatures
 
-__all__ = ["ImageInjection", "pool"]
+__all__ = ["ImageInjection"]
 
 
 class ImageInjection(nn.Sequential):

@@ -59,7 +59,7 @@ def label_weight(labels: Tensor, ignore: int = -1, weight: Tensor | None = None)
     labelled_N = labels != ignore
     if weight is None:
         return labelled_N.sum().double()
-    return (weight[labels.long().clamp(min=0)] * labelled_N).sum()
+    return (weight[labels.long().masked_fill(~labelled_N, 0)] * labelled_N).sum()
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor, ignore: int = -1) -> Tensor:

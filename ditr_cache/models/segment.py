@@ -83,7 +83,7 @@ class _SegmentMax(torch.autograd.Function):
             # as floats, since only for those does the scatter have a fast kernel. "Not less" holds for NaN too.
             kind = torch.float32 if rows <= _EXACT_FLOAT32 else torch.float64
             row_N1 = torch.arange(rows, dtype=kind, device=x.device)[:, None]
-            attains_NC = torch.where(x < top_MC[segment_N], row_N1.new_tensor(rows), row_N1)
+            attains_NC = torch.where(x < top_MC[segment_N], float(rows), row_N1)
             first_MC = row_N1.new_full(top_MC.shape, rows).scatter_reduce_(0, index_NC, attains_NC, "amin")
             ctx.save_for_backward(first_MC.long())
         ctx.rows = rows

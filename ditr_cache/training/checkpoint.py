@@ -4,11 +4,10 @@
     checkpoints/
       step-00001200/model.safetensors   weights under the official names
       step-00001200/state.pt            optimiser, scaler, counters: tensors, numbers and text, no code
-      last.json                         names the newest folder; a run goes on from there
-      best.json                         names the one with the best mIoU
+      last.json                         names the newest folder, where a run goes on, and the one with the best mIoU
 
-A folder is filled under a temporary name, flushed, and renamed; then `best.json`, if it is the best, and `last.json`
-are swapped; only then is what neither of them names removed.
+A folder is filled under a temporary name, flushed, and renamed; then `last.json` is swapped; only then is what it does
+not name removed.
 """
 
 from __future__ import annotations
@@ -115,7 +114,9 @@ class Checkpoints:
             best: Whether it is the best so far.
         """
         fs, best_before = self._fs, self.find("best")
-        fs.make_folder(self.folder)
+        if not self.folder.is_dir():
+            fs.make_folder(self.folder)
+            fs.sync_folder(self.folder.parent)
         # what a killed run has left would be in the way
         self.prune()
         name = self._free_name(step)

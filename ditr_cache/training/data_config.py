@@ -137,9 +137,13 @@ class DataConfig(_Model):
 
     @model_validator(mode="after")
     def _voxels(self) -> DataConfig:
-        for name in ("train", "val"):
+        names = ("train", "val")
+        for name in names:
             if not any(isinstance(t, GridSample) and t.keep != "all" for t in getattr(self, name)):
                 raise ValueError(f"{name} needs a grid_sample that keeps one point of a voxel")
+        sizes = {name: [t.grid_size for t in getattr(self, name) if isinstance(t, GridSample)][-1] for name in names}
+        if sizes["train"] != sizes["val"]:
+            raise ValueError(f"train has voxels of {sizes['train']:g} m, val of {sizes['val']:g} m")
         if len(set(self.features)) < len(self.features):
             raise ValueError("features names one twice")
         return self

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ditr_cache.errors import ConfigError
+from ditr_cache.errors import ConfigError, SampleError
 from ditr_cache.store.reader import FeatureStore
 from ditr_cache.training.data_config import DataConfig
 from ditr_cache.training.sample import Sample
@@ -72,6 +72,7 @@ class FeatureStoreDataset(Dataset[Item]):
         have = _arrays(store, self.sample_ids)
         _check_points(store, have, config)
         self.label_set = label_set(have, config.label_set, required=labels)
+        self._classes = len(store.class_names.get(self.label_set or "", ()))
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -80,6 +81,8 @@ class FeatureStoreDataset(Dataset[Item]):
         read = self._read(key)
         assert read.points is not None
         sample = self._sample(read.points, read.features.index)
+        if sample.segment is not None:
+            self._check_labels(sample.segment, key.sample_id)
         sample = apply(self.transforms, sample, rng_for(self.seed, "transforms", *_names(key)))
         rows = read.features
         return Item(sample, FactoredFeatures(rows.rows, sample.index, rows.affine, rows.row_view), read.cls)
@@ -113,6 +116,16 @@ class FeatureStoreDataset(Dataset[Item]):
             strength=points.strength if "strength" in wanted else None,
             segment=None if self.label_set is None else points.segments[self.label_set],
         )
+
+    def _check_labels(self, segment_N: NDArray[np.int32], sample_id: str) -> None:
+        # here, because on a GPU the loss would end the process and not say why
+        low, high = int(segment_N.min(initial=-1)), int(segment_N.max(initial=-1))
+        if low < -1 or (self._classes and high >= self._classes):
+            classes = f"0 to {self._classes - 1}" if self._classes else "numbers from 0"
+            raise SampleError(
+                f"{self.label_set} has label {low if low < -1 else high}; classes are {classes}, and -1 is none",
+                where=sample_id,
+            )
 
 
 _TRANSFORMS = {"train": "train", "eval": "val"}

@@ -124,17 +124,10 @@ class ConfusionMatrix:
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         return ConfusionMatrix(self.classes, self.counts + other.counts)
 
-    def all_reduce(self, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> None:
-        """Sum over the processes of `group`, in place. Nothing happens where no processes are joined.
-
-        Args:
-            group: Process group; None: all processes.
-            device: Where the backend of the group needs its tensors: `cpu` for gloo, the GPU for nccl.
-        """
+    def all_reduce(self) -> None:
+        """Sum over all processes, in place. Nothing happens where none are joined."""
         if dist.is_available() and dist.is_initialized():
-            moved = self.counts.to(device)
-            dist.all_reduce(moved, group=group)
-            self.counts = moved.cpu()
+            dist.all_reduce(self.counts)
 
     @property
     def intersection(self) -> NDArray[np.int64]:
@@ -227,11 +220,6 @@ class VisibilityConfusion:
         seen_N = torch.as_tensor(visible, dtype=torch.bool, device=target_N.device)
         self.visible.update(prediction_N[seen_N], target_N[seen_N], ignore)
         self.invisible.update(prediction_N[~seen_N], target_N[~seen_N], ignore)
-
-    def all_reduce(self, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu") -> None:
-        """Sum over processes, in place."""
-        self.visible.all_reduce(group, device)
-        self.invisible.all_reduce(group, device)
 
     def scores(self, names: Sequence[str] | None = None) -> Scores:
         """By the official formulas."""

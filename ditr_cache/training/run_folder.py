@@ -32,6 +32,10 @@ FREE = frozenset({"run.device", "run.threads", "run.workers", "run.log_every", "
 """Settings that decide how a run is done and not what comes out; they may change when it goes on."""
 
 
+_BEFORE = frozenset({".lock", "samples.json", "run.json"})
+"""What there may be of a run that was killed before it had begun."""
+
+
 class RunFolder:
     """A run on disk.
 
@@ -75,7 +79,8 @@ class RunFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise TrainingError("this is a file, a run is a folder", where=self.path, hint="Name a new folder.")
-        others = sorted(p.name for p in self.path.iterdir() if p.name != ".lock") if self.path.is_dir() else []
+        names = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+        others = [n for n in names if n not in _BEFORE and not (n.startswith(".") and n.endswith(".tmp"))]
         if others:
             raise TrainingError(
                 f"the folder is not empty and holds no run (it holds {others[0]})",

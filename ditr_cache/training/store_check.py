@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ditr_cache.config import canonical_json
@@ -15,6 +16,7 @@ from ditr_cache.store.writer import identity_difference
 from ditr_cache.training.config import StoreExpectation
 
 __all__ = [
+    "check_classes",
     "check_complete",
     "check_expected",
     "check_same",
@@ -106,6 +108,27 @@ def check_same(
             "not the store that the run began with:\n  " + "\n  ".join(lines),
             where=store.root,
             hint="Name the store that it began with, or a new run folder.",
+        )
+
+
+def check_classes(store: FeatureStore, label_set: str, classes: Sequence[str]) -> None:
+    """Compare the classes of a store with those of a run: the numbers must mean the same.
+
+    Args:
+        store: The store; one that does not name its classes passes.
+        label_set: That of the run.
+        classes: Those of the run.
+
+    Raises:
+        IdentityMismatchError: With every difference.
+    """
+    pairs = enumerate(zip_longest(store.class_names.get(label_set, classes), classes, fillvalue="none"))
+    lines = [f"{k}: the store has {have}, the run has {want}" for k, (have, want) in pairs if have != want]
+    if lines:
+        raise IdentityMismatchError(
+            f"{label_set} of the store has other classes than the run:\n  " + "\n  ".join(lines[:_SHOWN]),
+            where=store.root,
+            hint="Name the store that the run began with.",
         )
 
 

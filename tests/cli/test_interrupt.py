@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from ditr_cache.cli import interrupt
 from ditr_cache.cli.interrupt import graceful_stop
 
 
@@ -21,7 +22,8 @@ def _signal_twice(number, asked):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_asks_second_one_interrupts(number, capfd):
+def test_first_signal_asks_second_one_interrupts(number, capfd, monkeypatch):
+    monkeypatch.setattr(interrupt, "_SAME_S", 0)
     asked = []
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     with pytest.raises(KeyboardInterrupt):
@@ -29,6 +31,16 @@ def test_first_signal_asks_second_one_interrupts(number, capfd):
     assert asked == [1]
     assert "Once more to stop at once" in capfd.readouterr().err
     assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_two_signals_at_once_are_one_request():
+    """A scheduler signals a process, and torchrun once more."""
+    asked = []
+    with graceful_stop(lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+    assert asked == [1]
 
 
 def test_interrupted_extraction_leaves_a_store_that_goes_on(tmp_path, run):

@@ -127,6 +127,14 @@ def test_wrong_places(micro, finished, run, tmp_path):
     assert "not at s3:// URLs" in run("train", "s3://bucket/store", tmp_path / "run").err
 
 
+def test_strange_environment(micro, finished, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run("train", finished, tmp_path / "run", *micro)
+    assert (done.code, done.out) == (2, "")
+    assert "must be numbers, as torchrun sets them" in done.err
+
+
 def test_interrupted_run_says_how_to_go_on(micro, finished, run, tmp_path):
     folder = tmp_path / "my run"
     command = [

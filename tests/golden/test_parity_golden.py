@@ -30,8 +30,9 @@ def test_network(name, sparse_conv):
     assert result.max_abs_diff < 1e-4
     assert result.max_rel_grad_diff < 1e-3
     assert {"eval_output", "train_output", "train_loss", "gradients"} <= set(result.items)
-    # a maximum that another point wins moves norms by little
+    # where another point wins a maximum it does so by a hair, and norms move by little
     assert result.items["gradients"]["max_rel_diff"] < 5e-3
+    assert result.items.get("widest_gap", 0) < 2e-6
 
 
 @pytest.mark.parametrize("name", ["ditr", "ditr_shuffled"])
@@ -77,6 +78,13 @@ def test_comparison_notices(change, tmp_path):
         "nan": (False, True, False),
     }
     assert good == expected[change]
+
+
+def test_a_maximum_that_another_point_wins_clearly_is_no_tie():
+    x = torch.tensor([[1.0, 2.0], [1.0, 5.0], [0.5, 5.0]])
+    here = parity.Maxima(x, torch.tensor([[1, 2]]))
+    assert here.gaps(parity.Maxima(x, torch.tensor([[0, 0]]))).tolist() == [0, 3]
+    assert here.gaps(here).tolist() == []
 
 
 def test_other_order_is_another_network(tmp_path):

@@ -116,6 +116,13 @@ def test_ignored_points_and_other_ignore_labels(loss):
     torch.testing.assert_close(loss(logits, labels.masked_fill(~seen, 255).int(), ignore=255), expected)
 
 
+def test_class_weights_beside_an_ignore_label_that_is_no_class():
+    logits, labels, weight = randn(30, 4), random_labels(30, 4), torch.tensor([0.5, 2.0, 3.0, 1.0])
+    other = labels.masked_fill(labels < 0, 255)
+    expected = cross_entropy(logits, labels, weight=weight)
+    torch.testing.assert_close(cross_entropy(logits, other, ignore=255, weight=weight), expected)
+
+
 @pytest.mark.parametrize("loss", [cross_entropy, lovasz_softmax])
 def test_narrow_scores_are_widened(loss):
     logits = randn(500, 4, dtype=torch.float32).bfloat16()

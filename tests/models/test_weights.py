@@ -114,6 +114,19 @@ def test_a_backbone_alone_is_exported_with_its_prefix(tmp_path):
     assert all(n.startswith("module.backbone.") for n in torch.load(tmp_path / "w.pth")["state_dict"])
 
 
+@pytest.mark.parametrize("injection", ["before", "between", "decoder", "after", "cls"])
+def test_a_backbone_alone_comes_back_under_a_head_wherever_images_enter(tmp_path, injection):
+    config = ModelConfig(
+        stride=(2,), enc_depths=(1, 1), enc_channels=(8, 8), enc_num_head=(1, 1), enc_patch_size=(16, 16),
+        dec_depths=(1,), dec_channels=(8,), dec_num_head=(1,), dec_patch_size=(16,), injection=injection,
+    )  # fmt: skip
+    model = Segmentor(config, 3, 5, 4)
+    export_official(model.backbone, tmp_path / "w.pth")
+    report = fit(model, load_weights(tmp_path / "w.pth"))
+    assert report.missing == ("seg_head.weight", "seg_head.bias")
+    assert (report.unexpected, report.mismatched) == ((), ())
+
+
 def test_official_weights_fit_the_full_size_network(tmp_path):
     names = json.loads(NAMES.read_text())["ptv3_indoor"]
     head = {"module.seg_head.weight": torch.zeros(20, 64), "module.seg_head.bias": torch.zeros(20)}

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from ditr_cache.config import load_config
@@ -147,6 +148,26 @@ def test_another_store_is_refused(run, tiny, tmp_path):
     tiny.extract(other, tmp_path / "b").run()
     with pytest.raises(IdentityMismatchError, match="1 sample with other coordinates: r1"):
         evaluate(run, tmp_path / "b")
+
+
+def test_other_classes_are_refused(run, store, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+    began = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**began, "classes": ["wall", "floor"]}))
+    with pytest.raises(IdentityMismatchError, match="0: the store has floor, the run has wall"):
+        evaluate(other, store)
+
+
+def test_a_test_protocol_on_other_voxels_is_refused(run, store, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+    settings = yaml.safe_load((other / "config.yaml").read_text())
+    del settings["data"]["test"]
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(
+        ConfigError, match=r"test protocol has voxels of 0\.02 m, and the network was trained on 0\.2 m"
+    ):
+        evaluate(other, store, protocol="test")
+    assert evaluate(other, store).samples == 3
 
 
 def test_new_samples_are_welcome(run, tiny, tmp_path):

@@ -102,14 +102,17 @@ def test_nothing_random_is_left_to_chance(done, rooms_store, micro, tmp_path):
 
 
 class StopAfter(Nobody):
-    """Asks a run to stop when a step is done, or when an evaluation starts."""
+    """Asks a run to stop when a step is done; remembers what it was told."""
 
     def __init__(self, step):
-        self.at, self.run = step, None
+        self.at, self.run, self.notes = step, None, []
 
     def step(self, report):
         if report.step == self.at:
             self.run.request_stop()
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 @pytest.mark.parametrize("step", [1, 4, 5])
@@ -216,6 +219,15 @@ def test_moved_points_are_refused(done, rooms_store, micro, tmp_path):
     assert f"1 sample new: {second}" in error.value.what
 
 
+def test_other_classes_are_refused(done, rooms_store, micro, tmp_path):
+    run = shutil.copytree(done[0], tmp_path / "run")
+    entry = json.loads((run / "run.json").read_text())
+    entry["classes"][0] = "ceiling"
+    (run / "run.json").write_text(json.dumps(entry))
+    with pytest.raises(IdentityMismatchError, match="0: the store has floor, the run has ceiling"):
+        _train(rooms_store, run, micro, resume=True)
+
+
 def test_coordinates_can_be_asked_for(done, rooms_store, micro, tmp_path):
     digest = json.loads((done[0] / "run.json").read_text())["store"]["coordinates"]
     Train(rooms_store, tmp_path / "run", _config(micro, f"store.coordinates={digest}")).estimate()
@@ -240,7 +252,7 @@ def test_incomplete_stores_are_refused(tiny, small_network, tmp_path):
         ("run.batch_size=100", "an epoch has 9 draws"),
         ("loss.class_weights=[1,2]", "2 weights for 14 classes"),
         ("model.norm_conditions=[scannet]", "synthetic, has no norm layers"),
-        ("data.val=[{kind: grid_sample, grid_size: 0.5}, {kind: normalize_color}]", "lose points"),
+        ("data.val=[{kind: grid_sample, grid_size: 0.1}, {kind: normalize_color}]", "lose points"),
     ],
 )
 def test_settings_that_do_not_fit_the_store(setting, message, rooms_store, micro, tmp_path):
@@ -254,7 +266,9 @@ def test_no_store(micro, tmp_path):
 
 
 def test_without_validation_split(rooms_store, micro, tmp_path):
-    report = _train(rooms_store, tmp_path / "run", micro, "data.val_splits=[test]")
+    ear = StopAfter(None)
+    report = _train(rooms_store, tmp_path / "run", micro, "data.val_splits=[test]", tracker=ear)
+    assert ear.notes == ["the store has no split test: nothing is evaluated"]
     assert (report.val_samples, report.best_miou, report.last) == (0, None, None)
     assert RunFolder(tmp_path / "run").checkpoints.find("last").step == 8
 
@@ -337,6 +351,55 @@ def test_official_numbers():
 
 def test_class_weights_of_semantic_kitti():
     weights = load_config(TrainConfig, [read_named_yaml("train", "semantic_kitti")]).loss.class_weights
-    assert len(weights) == 19
-    # the rarest class, motorcyclist, and the most common one, vegetation
-    assert (max(weights), min(weights)) == (10.1922, 1.3212)
+    assert weights == (
+        *(3.1557, 8.7029, 7.8281, 6.1354, 6.3161, 7.9937, 8.9704, 10.1922, 1.6155, 4.2187),
+        *(1.9385, 5.5455, 2.0198, 2.6261, 1.3212, 5.1102, 2.5492, 5.8585, 7.3929),
+    )
+
+
+TURN = {"kind": "random_rotate", "axis": "z", "angle": [-1, 1], "center": [0, 0, 0], "p": 0.5}
+TILT = {"kind": "random_rotate", "angle": [-1 / 64, 1 / 64], "p": 0.5}
+SCALE = {"kind": "random_scale", "scale": [0.9, 1.1], "anisotropic": False}
+FLIP = {"kind": "random_flip", "p": 0.5}
+JITTER = {"kind": "random_jitter", "sigma": 0.005, "clip": 0.02}
+STRENGTH = {"kind": "scale_strength", "divisor": 255}
+BOX = {"kind": "point_clip", "point_cloud_range": [-35.2, -35.2, -4, 35.2, 35.2, 2]}
+SCANNET = [
+    {"kind": "center_shift", "apply_z": True},
+    {"kind": "random_dropout", "dropout_ratio": 0.2, "dropout_application_ratio": 0.2},
+    TURN,
+    {**TILT, "axis": "x"},
+    {**TILT, "axis": "y"},
+    SCALE,
+    FLIP,
+    JITTER,
+    {"kind": "elastic_distortion", "distortion_params": [[0.2, 0.4], [0.8, 1.6]], "p": 0.95},
+    {"kind": "chromatic_auto_contrast", "p": 0.2, "blend_factor": None},
+    {"kind": "chromatic_translation", "p": 0.95, "ratio": 0.05},
+    {"kind": "chromatic_jitter", "p": 0.95, "std": 0.05},
+    {"kind": "grid_sample", "grid_size": 0.02, "keep": "random"},
+    {"kind": "sphere_crop", "point_max": 102_400, "mode": "random"},
+    {"kind": "center_shift", "apply_z": False},
+    {"kind": "normalize_color"},
+]
+VOXELS = {"kind": "grid_sample", "grid_size": 0.05, "keep": "random"}
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "thinned", "before"),
+    [
+        ("scannet", SCANNET, None, ["center_shift", "normalize_color"]),
+        ("scannet200", SCANNET, None, ["center_shift", "normalize_color"]),
+        ("nuscenes", [STRENGTH, TURN, SCALE, FLIP, JITTER, VOXELS], 0.025, ["scale_strength", "grid_sample"]),
+        ("semantic_kitti", [TURN, BOX, SCALE, FLIP, JITTER, VOXELS], 0.01, ["point_clip", "grid_sample"]),
+    ],
+)
+def test_official_transforms(name, train, thinned, before):
+    data = load_config(TrainConfig, [read_named_yaml("train", name)]).data.model_dump(mode="json")
+    assert len(data["train"]) == len(train)
+    for found, wanted in zip(data["train"], train, strict=True):
+        assert {key: found[key] for key in wanted} == wanted
+    test = data["test"]
+    assert [t["kind"] for t in test["before"]] == before
+    assert thinned is None or test["before"][-1]["grid_size"] == thinned
+    assert test["voxelize"] == [{"kind": "grid_sample", "grid_size": data["val"][1]["grid_size"], "keep": "all"}]

@@ -3,11 +3,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+import yaml
 
 from ditr_cache.config import load_config
 from ditr_cache.errors import ConfigError, TrainingError
@@ -54,9 +57,13 @@ def pairs(rooms_store, micro, tmp_path_factory):
     """Runs of two processes, and the ones of one process that they should equal."""
     folder = tmp_path_factory.mktemp("distributed")
     common = ["data.loop=10", "run.epochs=1", "run.checkpoint_every=null", "run.log_every=2"]
+    # four samples, two for each process
+    common += ["data.val_splits=[train,val]"]
     settings = {
         # two clouds a step and process; Mix3D, drop path and curves as ever
         "accumulated": ([], ["run.accumulation=2"]),
+        # norm layers of another data set, which take no part
+        "norms": ([], ["run.accumulation=2"]),
         "doubled": (["run.sync_bn=true"], []),
     }
     alike = [
@@ -69,7 +76,7 @@ def pairs(rooms_store, micro, tmp_path_factory):
         # biases in front of a norm have no gradient but rounding, which AdamW would blow up to a full step
         "optim.eps=1e-3",
     ]
-    more = {"accumulated": [], "doubled": alike}
+    more = {"accumulated": [], "norms": ["model.norm_conditions=[synthetic,scannet]"], "doubled": alike}
     plan = []
     for name, (two, one) in settings.items():
         base = [*common, "run.batch_size=6", *more[name]]
@@ -96,8 +103,9 @@ def _losses(folder):
     return [line["loss"] for line in lines if line["kind"] == "step"]
 
 
-def test_two_processes_are_one_that_accumulates(pairs):
-    two, one = pairs["accumulated"]
+@pytest.mark.parametrize("name", ["accumulated", "norms"])
+def test_two_processes_are_one_that_accumulates(pairs, name):
+    two, one = pairs[name]
     assert _difference(two, one, statistics=False) < 1e-6
     assert _losses(two) == pytest.approx(_losses(one), abs=1e-6)
 
@@ -106,6 +114,43 @@ def test_synchronised_processes_are_one_with_all_clouds(pairs):
     two, one = pairs["doubled"]
     assert _difference(two, one, statistics=True) < 1e-5
     assert _losses(two) == pytest.approx(_losses(one), abs=1e-5)
+
+
+def _evaluation(folder):
+    lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    return next(line["scores"] for line in lines if line["kind"] == "evaluation")
+
+
+@pytest.mark.parametrize("name", ["accumulated", "doubled"])
+def test_processes_share_an_evaluation(pairs, name):
+    two, one = (_evaluation(folder) for folder in pairs[name])
+    assert [c["points"] for c in two["classes"]] == [c["points"] for c in one["classes"]]
+    assert two["points"] > 0
+    if name == "doubled":  # the others have statistics of their own half
+        assert two["allacc"] == pytest.approx(one["allacc"], abs=0.005)
+
+
+@pytest.mark.slow
+def test_sigterm_under_torchrun_leaves_a_checkpoint(rooms_store, micro, tmp_path):
+    """The signal goes to torchrun, which passes it on to the process groups of its processes."""
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(micro))
+    run = tmp_path / "run"
+    settings = ["run.epochs=100000", "run.eval_every=100000", "run.checkpoint_every=null", "run.workers=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "ditr_cache.cli", "train", str(rooms_store), str(run), "-c", str(tmp_path / "micro.yaml")]
+    command += [word for setting in [*settings, "data.loop=2000"] for word in ("-s", setting)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        patience = time.monotonic() + 120
+        log = run / "log.jsonl"
+        while not (log.exists() and log.stat().st_size):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert "Go on: the same torchrun command, with --resume" in err
+    step = RunFolder(run).checkpoints.find("last").step
+    assert step == len(log.read_text().splitlines()) > 0
 
 
 def test_one_process_writes(pairs):

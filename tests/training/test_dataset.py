@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_world import blocks, config, dataset, make_store, spec_without
 
-from ditr_cache.errors import ConfigError
+from ditr_cache.errors import ConfigError, SampleError
 from ditr_cache.store.choose import Draw as Choice
 from ditr_cache.store.choose import draw_views
 from ditr_cache.training.data_config import ViewsConfig
@@ -192,6 +192,16 @@ def test_stores_that_lack_something_say_what_they_have(tmp_path):
     nothing = make_store(tmp_path / "nothing", blocks(1), points=False)
     with pytest.raises(ConfigError, match=r"no points[^?]*--no-points"):
         dataset(nothing)
+
+
+@pytest.mark.parametrize(("name", "label"), [("segment", 2), ("segment", -2), ("segment20", -2)])
+def test_labels_that_are_no_classes_are_named(tmp_path, name, label):
+    """`segment` has two classes; those of `segment20` have no names, so any number may be one."""
+    specs = blocks(1)
+    specs[0].samples[0].points.segments[name][7] = label
+    data = dataset(make_store(tmp_path / "s", specs), settings=config(label_set=name), transforms=())
+    with pytest.raises(SampleError, match=rf"^b0/s0: {name} has label {label}; .*, and -1 is none"):
+        data[Draw(0, 0, "b0/s0")]
 
 
 def test_label_sets_are_chosen_or_named(store):

@@ -268,7 +268,7 @@ def test_state_of_another_network_is_refused(make):
 
 
 def test_objective():
-    batch, world = _batch("objective"), World(CPU)
+    batch, world = _batch(99), World(CPU)
     logits, labels = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), batch.segment.clone()
     labels[:5] = -1
     ce = nn.functional.cross_entropy(logits, labels, ignore_index=-1)

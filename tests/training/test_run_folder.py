@@ -12,6 +12,7 @@ from ditr_cache.training import run_folder
 from ditr_cache.training.config import StoreExpectation, TrainConfig
 from ditr_cache.training.run_folder import RunFolder, config_difference, git_revision
 from ditr_cache.training.store_check import (
+    check_classes,
     check_complete,
     check_expected,
     check_same,
@@ -42,6 +43,20 @@ def test_what_is_written_is_read(tmp_path):
     assert folder.run() == {"store": {"digest": "x"}, "starts": [{"step": 0}, {"step": 7}]}
     assert folder.samples() == {"a": "1"}
     with pytest.raises(TrainingError, match="--resume"):
+        folder.check_new()
+
+
+def test_a_run_that_was_killed_before_it_had_begun_can_be_begun(tmp_path):
+    folder = RunFolder(tmp_path)
+    for name in (".lock", "samples.json", "run.json", ".config.yaml.0123.tmp"):
+        (tmp_path / name).touch()
+    assert not folder.exists
+    folder.check_new()
+    folder.begin(TrainConfig(), {}, {"a": "1"})
+    assert folder.samples() == {"a": "1"}
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(TrainingError, match=r"it holds thesis\.tex"):
         folder.check_new()
 
 
@@ -117,6 +132,18 @@ def test_same_store(golden):
         check_same(golden, golden.identity, {}, found)
     with pytest.raises(IdentityMismatchError, match="backbone: the store has"):
         check_same(golden, {**golden.identity, "backbone": "x"}, found, found)
+
+
+def test_same_classes(golden):
+    label_set, names = next(iter(golden.class_names.items()))
+    check_classes(golden, label_set, names)
+    check_classes(golden, "segment_without_names", ["0", "1"])
+    with pytest.raises(IdentityMismatchError) as error:
+        check_classes(golden, label_set, ["x", *names[1:], "y"])
+    assert error.value.what.splitlines()[1:] == [
+        f"  0: the store has {names[0]}, the run has x",
+        f"  {len(names)}: the store has none, the run has y",
+    ]
 
 
 def test_digest_of_coordinates_depends_on_samples_and_points_not_on_order():

@@ -40,7 +40,9 @@ def compiled(function: F) -> F:
     import torch._dynamo as dynamo
     from torch._dynamo.exc import TorchDynamoException
 
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _GRAPHS)
+    # torch 2.6 has the older name alone
+    limit = "recompile_limit" if hasattr(dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(dynamo.config, limit, max(getattr(dynamo.config, limit), _GRAPHS))
     fast = torch.compile(function, dynamic=True)
 
     @functools.wraps(function)

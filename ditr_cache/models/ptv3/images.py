@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ditr_cache.models.factored import Compatibility
-from ditr_cache.models.injection import ImageInjection, pool
+from ditr_cache.models.factored import Compatibility, pool
+from ditr_cache.models.injection import ImageInjection
 from ditr_cache.models.ptv3.level import Clusters
 from ditr_cache.models.segment import segment_reduce
 from ditr_cache.types import FactoredFeatures

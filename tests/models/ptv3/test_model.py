@@ -4,11 +4,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from ptv3_cases import cloud, identity, make_batch, tiny_model
+from ptv3_cases import IMAGE_CHANNELS, cloud, identity, make_batch, tiny_model
+from tensors import LargestTensor
 
 from ditr_cache.errors import ConfigError
 from ditr_cache.models.ptv3 import level as level_module
-from ditr_cache.types import FactoredFeatures
+from ditr_cache.types import FactoredFeatures, PointBatch
 
 
 def seeded(seed=0) -> torch.Generator:
@@ -17,6 +18,13 @@ def seeded(seed=0) -> torch.Generator:
 
 def close(a, b, atol=1e-11):
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def reordered(batch: PointBatch, order: torch.Tensor) -> PointBatch:
+    image = dataclasses.replace(batch.image, index=batch.image.index[order])
+    return dataclasses.replace(
+        batch, grid_coord=batch.grid_coord[order], coord=batch.coord[order], feat=batch.feat[order], image=image
+    )
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -42,13 +50,9 @@ def test_permuted_points_give_permuted_outputs(compatibility, factored):
     batch = make_batch(cloud(1, 150), cloud(2, 60))
     model = tiny_model(compatibility=compatibility, factored=factored)
     order = torch.cat((torch.randperm(150, generator=seeded()), 150 + torch.randperm(60, generator=seeded())))
-    image = dataclasses.replace(batch.image, index=batch.image.index[order])
-    permuted = dataclasses.replace(
-        batch, grid_coord=batch.grid_coord[order], coord=batch.coord[order], feat=batch.feat[order], image=image
-    )
     for mode in (model.eval, model.train):
         mode()
-        close(model(permuted), model(batch)[order])
+        close(model(reordered(batch, order)), model(batch)[order])
 
 
 @pytest.mark.parametrize("compatibility", ["official", "fixed"])
@@ -86,6 +90,20 @@ def test_int8_rows_are_decoded():
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("injection", ["before", "between", "decoder", "decoder_last", "after"])
+@pytest.mark.parametrize("factored", [True, False])
+def test_only_dense_injection_makes_a_tensor_of_points_times_image_channels(injection, factored):
+    batch = make_batch(cloud(1, 600), dtype=torch.float32)
+    rows = torch.randint(-128, 128, batch.image.rows.shape, generator=seeded()).to(torch.int8)
+    affine = torch.rand(1, 2, IMAGE_CHANNELS, generator=seeded())
+    image = FactoredFeatures(rows, batch.image.index, affine, torch.zeros(len(rows), dtype=torch.int32))
+    model = tiny_model(dtype=torch.float32, injection=injection, factored=factored)
+    with LargestTensor(width=IMAGE_CHANNELS) as largest:
+        model(dataclasses.replace(batch, image=image)).sum().backward()
+    assert largest.numel > 0
+    assert (largest.numel < 600 * IMAGE_CHANNELS) == factored
+
+
 @pytest.mark.parametrize("compatibility", ["official", "fixed"])
 @pytest.mark.parametrize("relative", [False, True])
 def test_single_points_and_empty_clouds(compatibility, relative):
@@ -100,11 +118,18 @@ def test_single_points_and_empty_clouds(compatibility, relative):
         close(model(with_empty), model(batch))
 
 
-def test_duplicate_voxels_are_possible():
-    grid = np.concatenate((cloud(1, 80), cloud(1, 80)[:30]))
-    out = tiny_model()(make_batch(grid))
-    assert out.shape == (110, 8)
-    assert torch.isfinite(out).all()
+@pytest.mark.parametrize("factored", [True, False])
+def test_duplicate_voxels_in_any_order(factored):
+    """Which of two points on a voxel comes first along a curve decides where patches are cut, and nothing else."""
+    batch = make_batch(np.concatenate((cloud(1, 80), cloud(1, 80)[:30])))
+    model = tiny_model(factored=factored, enc_patch_size=(128,) * 3, dec_patch_size=(128,) * 2)
+    order = torch.randperm(110, generator=seeded())
+    for mode in (model.eval, model.train):
+        mode()
+        close(model(reordered(batch, order)), model(batch)[order])
+    # pooling has merged them: no coarser level has any
+    _, *coarser = level_module.build_pyramid(batch, model.config, identity(model.config)).levels
+    assert all(len(level.grid_coord.unique(dim=0)) == len(level) for level in coarser)
 
 
 def test_stale_convolution_input_is_official_only():

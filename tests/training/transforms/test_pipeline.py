@@ -129,6 +129,8 @@ def test_the_official_recipe_is_the_default():
     assert DataConfig().channels == 6
     with pytest.raises(ValidationError, match="grid_sample"):
         DataConfig(train=())
+    with pytest.raises(ValidationError, match=r"train has voxels of 0\.05 m, val of 0\.02 m"):
+        DataConfig(train=(GridSample(grid_size=0.05),))
     with pytest.raises(ValidationError, match="features names one twice"):
         DataConfig(features=("color", "color"))
     with pytest.raises(ValidationError, match="no_such"):
