@@ -221,6 +221,11 @@ class VisibilityConfusion:
         self.visible.update(prediction_N[seen_N], target_N[seen_N], ignore)
         self.invisible.update(prediction_N[~seen_N], target_N[~seen_N], ignore)
 
+    def all_reduce(self) -> None:
+        """Sum over all processes, in place."""
+        self.visible.all_reduce()
+        self.invisible.all_reduce()
+
     def scores(self, names: Sequence[str] | None = None) -> Scores:
         """By the official formulas."""
         return Scores(self.overall.scores(names), self.visible.scores(names), self.invisible.scores(names))

@@ -9,6 +9,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -159,25 +160,7 @@ def _context() -> Any:
     # where there is none (Windows), every worker starts from nothing
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    if method == "forkserver":
+    with suppress(AttributeError):
         # imported once and not once a worker
         context.set_forkserver_preload(["ditr_cache.training.loader"])
-        _start_fork_server()
     return context
-
-
-def _start_fork_server() -> None:
-    """With signals blocked, which it and its children inherit.
-
-    SIGTERM to the process group (torchrun sends it there) would end it, and torch takes workers without a fork server
-    for dead.
-    """
-    from multiprocessing import forkserver, resource_tracker
-
-    # first, for its own start unblocks them
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
