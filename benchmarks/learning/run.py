@@ -5,7 +5,7 @@
     vit     PTv3 + DITR, features of a trained ViT
     random  the same ViT untrained
     rgb     the mean colour of the patch instead of features
-    rows    the trained ViT's features, each at another patch of its image
+    rows    the trained ViT's features, dealt out to patches at random
 
 The same network, seed, steps and views for every arm; only what is injected differs. Mean IoU over the classes of a
 family, and over all; points that a drawn view sees and the others apart. Everything resumes: call it again after an
@@ -51,15 +51,22 @@ def main() -> None:
     parser.add_argument("-s", "--set", dest="overrides", action="append", default=[], help="settings of the training")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
     parser.add_argument("--name", default="learning", help="of the result")
+    parser.add_argument("--report", action="store_true", help="train nothing, only tabulate what there is")
     args = parser.parse_args()
 
     source = f"synthetic:rooms={args.rooms},views=12,val={args.val}"
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     for arm in args.arms:
+        if args.report:
+            results[arm] = {
+                str(seed): found for seed in args.seeds if (found := scores_of(run_folder(arm, seed, args)))
+            }
+            continue
         # PTv3 alone reads the points of the first store and none of its features
         store = make_store("vit" if arm == "plain" else arm, source, args.work, args.weights)
         results[arm] = {str(seed): train(arm, seed, store, args) for seed in args.seeds}
+    results = {arm: seeds for arm, seeds in results.items() if seeds}
     print(table(results))
     write_results(
         args.name,
@@ -82,9 +89,8 @@ def yaml_settings(overrides: list[str]) -> TrainConfig:
 
 def train(arm: str, seed: int, store: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one arm with one seed; found again if it is there."""
-    run = args.work / f"{args.name}-{arm}-{seed}"
-    found = run / "scores.json"
-    if not found.is_file():
+    run = run_folder(arm, seed, args)
+    if not scores_of(run):
         injection = "none" if arm == "plain" else "decoder"
         config = yaml_settings([*args.overrides, f"run.seed={seed}", f"model.injection={injection}"])
         Train(store, run, config, resume=True).run()
@@ -97,9 +103,20 @@ def train(arm: str, seed: int, store: Path, args: argparse.Namespace) -> dict[st
             "invisible": scores.invisible.miou,
             **{family: float(np.mean([classes[name] for name in names])) for family, names in FAMILIES.items()},
         }
-        found.write_text(json.dumps(row), "utf-8")
+        (run / "scores.json").write_text(json.dumps(row), "utf-8")
         print(arm, seed, {k: round(100 * v, 1) for k, v in row.items()}, flush=True)
-    return json.loads(found.read_text("utf-8"))
+    return scores_of(run)
+
+
+def run_folder(arm: str, seed: int, args: argparse.Namespace) -> Path:
+    """Where a run is kept."""
+    return args.work / f"{args.name}-{arm}-{seed}"
+
+
+def scores_of(run: Path) -> dict[str, Any]:
+    """Of a finished run; empty otherwise."""
+    path = run / "scores.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def summary(seeds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -112,11 +129,11 @@ def summary(seeds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown; per cent, mean over seeds, in brackets the spread from lowest to highest."""
     keys = ["miou", *FAMILIES, "visible", "invisible"]
-    lines = ["| arm | mIoU | " + " | ".join(keys[1:]) + " |", "|---" * (len(keys) + 1) + "|"]
+    lines = ["| arm | seeds | mIoU | " + " | ".join(keys[1:]) + " |", "|---" * (len(keys) + 2) + "|"]
     for arm, seeds in results.items():
         found = summary(seeds)
         cells = [f"{100 * found[key]['mean']:.1f} ({100 * found[key]['spread']:.1f})" for key in keys]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

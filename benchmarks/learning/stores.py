@@ -4,25 +4,26 @@
     vit     a trained ViT
     random  the same network, untrained
     rgb     the mean colour of the patch, nothing else
-    rows    the trained ViT, but every patch gets the feature of some other patch of its image
+    rows    features of the trained ViT, but every patch gets that of a random patch of any room
 
 Extraction resumes, so that a second call costs nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ditr_cache.backbones import Backbone, BackboneIdentity, PatchMaps, load_backbone
+from ditr_cache.backbones import Backbone, BackboneIdentity, PatchMaps
 from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
 from ditr_cache.datasets import open_dataset
 from ditr_cache.pipelines.extract import Extract
+from ditr_cache.store.reader import FeatureStore, open_store
 
 __all__ = ["ARMS", "make_store"]
 
@@ -60,23 +61,37 @@ class PatchMeanRGB:
         return PatchMaps(patches.flatten(2).transpose(1, 2).contiguous(), None)
 
 
-class ShuffledPatches:
-    """A trained ViT whose features end up at other patches of the same image: right numbers, wrong places."""
+class DealtRows:
+    """Features of a trained ViT dealt out at random: right numbers, wrong places.
 
-    def __init__(self, vit: Backbone) -> None:
-        self._vit = vit
-        for name in ("patch_size", "dim", "has_class_token", "mean", "std", "device"):
-            setattr(self, name, getattr(vit, name))
-        self.identity = dataclasses.replace(vit.identity, name=f"{vit.identity.name}, patches shuffled")
+    Drawn from all rooms: patches of the same image would still tell what stands near.
+
+    Args:
+        store: Of the trained ViT.
+        rooms: How many rooms' features to draw from.
+    """
+
+    mean, std = PatchMeanRGB.mean, PatchMeanRGB.std
+    device = torch.device("cpu")
+    has_class_token = False
+
+    def __init__(self, store: FeatureStore, rooms: int = 12) -> None:
+        reads = [store.read(sample_id, seed=0) for sample_id in list(store.samples)[:rooms]]
+        self._rows_PD = torch.from_numpy(np.concatenate([read.features.rows for read in reads])).float()
+        vit = store.identity["backbone"]
+        self.patch_size, self.dim = vit["patch_size"], self._rows_PD.shape[1]
+        self.identity = BackboneIdentity(**{**vit, "name": f"{vit['name']}, rows dealt out at random"})
 
     def __call__(self, images_B3hw: torch.Tensor) -> PatchMaps:
-        """As the ViT's, each image with a permutation of its own, which its pixels decide."""
-        maps = self._vit(images_B3hw)
-        rows = torch.empty_like(maps.rows)
-        for i, image in enumerate(images_B3hw):
+        """A random feature for every patch, which the image's pixels decide."""
+        side = self.patch_size
+        patches = (images_B3hw.shape[2] // side) * (images_B3hw.shape[3] // side)
+        maps = []
+        for image in images_B3hw:
             seed = int.from_bytes(hashlib.sha256(image.numpy().tobytes()).digest()[:7], "little")
-            rows[i] = maps.rows[i, torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(seed))]
-        return PatchMaps(rows, maps.cls)
+            drawn = torch.randint(len(self._rows_PD), (patches,), generator=torch.Generator().manual_seed(seed))
+            maps.append(self._rows_PD[drawn])
+        return PatchMaps(torch.stack(maps), None)
 
 
 def make_store(arm: str, source: str, folder: Path, weights: Path | None, overrides: Sequence[str] = ()) -> Path:
@@ -102,7 +117,7 @@ def make_store(arm: str, source: str, folder: Path, weights: Path | None, overri
     if arm == "rgb":
         backbone = PatchMeanRGB()
     elif arm == "rows":
-        backbone = ShuffledPatches(load_backbone(config.backbone, "cpu"))
+        backbone = DealtRows(open_store(make_store("vit", source, folder, weights, overrides)))
     path = folder / f"{arm}.store"
     Extract(open_dataset(source, "synthetic"), path, config, backbone=backbone).run()
     return path
