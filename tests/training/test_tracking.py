@@ -2,6 +2,7 @@
 import json
 import math
 import sys
+import time
 
 import pytest
 import torch
@@ -96,6 +97,8 @@ def test_tensorboard_hides_what_no_checkpoint_vouches_for(tmp_path):
     board.close()
     assert _scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert _scalars(tmp_path, "iou/floor") == [(4, 0.75)]
+    # files are read in the order of their names, which hold the second, and after it a count that is not padded
+    time.sleep(1.1)
     again = TensorBoard(tmp_path, done=2)
     again.step(_step(3, 30.0))
     again.settle()
