@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -155,7 +156,7 @@ class Trackers(Nobody):
             tracker.close()
 
 
-class _Means(Nobody):
+class _Means(Nobody, ABC):
     """Times as means since the last reading of the loss: a GPU's work shows in the step that waits for it."""
 
     def __init__(self) -> None:
@@ -173,9 +174,9 @@ class _Means(Nobody):
             self.reading(replace(report, data_s=self._data_s / n, step_s=self._step_s / n))
             self._steps, self._data_s, self._step_s = 0, 0.0, 0.0
 
+    @abstractmethod
     def reading(self, report: StepReport) -> None:
         """A step whose loss is known."""
-        raise NotImplementedError
 
 
 class JsonLog(_Means):

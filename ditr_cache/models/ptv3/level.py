@@ -16,7 +16,6 @@ from torch import Tensor
 from ditr_cache.config.model import ModelConfig
 from ditr_cache.geometry.curves import MAX_DEPTH, encode, serialisation_depth
 from ditr_cache.models.ptv3.patches import Patches, cut, reorder
-from ditr_cache.models.segment import segment_reduce
 from ditr_cache.models.sparse_conv import NeighbourTable, neighbours
 from ditr_cache.types import PointBatch
 
@@ -44,8 +43,6 @@ class Level:
 
     grid_coord: Tensor
     """`[N, 3]` voxel coordinates of this resolution."""
-    coord: Tensor
-    """`[N, 3]` metres; the mean of the points pooled into one."""
     batch: Tensor
     """`[N]` int64, the cloud of each point."""
     ends: tuple[int, ...]
@@ -112,7 +109,6 @@ class Level:
         batch_M = self.batch.index_select(0, head_M)
         coarse = Level(
             grid_coord=self.grid_coord.index_select(0, head_M) >> shift,
-            coord=segment_reduce(self.coord.index_select(0, order_N), pointers_M, "mean", self.config.segment),
             batch=batch_M,
             ends=tuple(torch.bincount(batch_M, minlength=len(self.ends)).cumsum(0).tolist()),
             codes=(self.codes.index_select(1, head_M) >> 3 * shift).index_select(0, permutation_O),
@@ -151,7 +147,7 @@ def build_pyramid(batch: PointBatch, config: ModelConfig, permutations: Tensor) 
     codes_ON = torch.stack([encode(batch.grid_coord, batch_N, order, depth) for order in config.order])
     permutations = permutations.to(codes_ON.device)
     codes_ON = codes_ON.index_select(0, permutations[0])
-    levels = [Level(batch.grid_coord, batch.coord, batch_N, tuple(ends), codes_ON, depth, config)]
+    levels = [Level(batch.grid_coord, batch_N, tuple(ends), codes_ON, depth, config)]
     clusters = []
     for stride, permutation_O in zip(config.stride, permutations[1:], strict=True):
         merged, coarse = levels[-1].pool(stride, permutation_O)
