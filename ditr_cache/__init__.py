@@ -21,12 +21,17 @@ __all__ = ["FactoredFeatures", "PointCloud", "PointFeatures", "__version__", "op
 __version__ = "0.1.0"
 
 
-def open_store(path_or_url: str | os.PathLike[str]) -> FeatureStore:
+def open_store(
+    path_or_url: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int | None = None,
+) -> FeatureStore:
     """Open a feature store for reading; see `ditr_cache.store.reader.open_store`."""
     # the store needs numcodecs and pydantic, which `ditr-cache --help` should not wait for
     from ditr_cache.store.reader import open_store as open_
 
-    return open_(path_or_url)
+    return open_(path_or_url, cache_dir=cache_dir, cache_size=cache_size)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ __all__ = [
     "IncompleteStoreError",
     "MetadataError",
     "QuantisationError",
+    "RemoteError",
     "SampleError",
     "SampleNotFoundError",
     "StoreError",
@@ -112,6 +113,10 @@ class MetadataError(StoreError, ValueError):
 
 class CorruptStoreError(StoreError, OSError):
     """Stored bytes are missing or not the ones that were written."""
+
+
+class RemoteError(StoreError, OSError):
+    """A server cannot be reached, refuses, or does not answer as it should."""
 
 
 class QuantisationError(StoreError, ValueError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ditr_cache.errors import StoreNotFoundError
 from ditr_cache.store.documents import parse
+from ditr_cache.store.locate import open_storage
 from ditr_cache.store.manifest import Manifest, Plan, build_manifest
 from ditr_cache.store.reader import SampleInfo, read_manifest
 from ditr_cache.store.receipt import FrameNote, Receipt
@@ -152,7 +153,7 @@ class Info:
     def _manifest(self, receipts: Iterable[Receipt]) -> tuple[Manifest, str | None]:
         """The current one, or the one that `finalize` would write if there is none: a first run may still be going."""
         try:
-            return read_manifest(self._path)
+            return read_manifest(open_storage(self._path))
         except StoreNotFoundError:
             paths = sorted((self._path / "plans").glob("[!.]*.json"))
             plans = [parse(Plan, path.read_bytes(), str(path)) for path in paths]

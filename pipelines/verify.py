@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ditr_cache.errors import StoreError
 from ditr_cache.pipelines.progress import Progress, Silent
+from ditr_cache.store.locate import open_storage
 from ditr_cache.store.reader import read_manifest
 from ditr_cache.store.verify import VerifyReport, verify_store
 
@@ -42,7 +43,7 @@ class Verify:
     def _bytes_to_read(self) -> int:
         """Of the blocks; 0 where the manifest cannot tell, which verification will say better."""
         try:
-            manifest, _ = read_manifest(self._store)
+            manifest, _ = read_manifest(open_storage(self._store))
         except (StoreError, OSError):
             return 0
         return sum(receipt.size for receipt in manifest.blocks.values())

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,25 +16,31 @@ from ditr_cache.store.kernels import running_sum
 from ditr_cache.store.layout import MAX_VIEW_ROWS, POINT_ARRAYS
 from ditr_cache.store.objects import ArrayReader
 from ditr_cache.store.receipt import Receipt
+from ditr_cache.store.storage import Storage
 from ditr_cache.types import PointCloud
 
 __all__ = ["BlockReader"]
 
+_ON_DEMAND = frozenset({"cls", "intrinsics", "world_to_camera", "distortion", "image_size", "view_sha256"})
+"""Tables that reading features does without."""
+
 
 class BlockReader:
-    """Views and samples of one block. Thread-safe; holds a file descriptor an array that was used."""
+    """Views and samples of one block. Thread-safe; holds an open object an array that was used."""
 
-    def __init__(self, root: Path, receipt: Receipt) -> None:
+    def __init__(self, storage: Storage, receipt: Receipt) -> None:
         self.receipt = receipt
-        self._root = root
+        self._storage = storage
         self._arrays: dict[str, ArrayReader] = {}
+        if storage.remote:
+            self._preload()
         self._view_of = self._index_views()
 
     def array(self, name: str) -> ArrayReader:
         """Reader of one array."""
         if name not in self._arrays:
             entry = self.receipt.arrays[name]
-            self._arrays[name] = ArrayReader(self._root, f"{self.receipt.folder}/{name}", name, entry)
+            self._arrays[name] = ArrayReader(self._storage, f"{self.receipt.folder}/{name}", name, entry)
         return self._arrays[name]
 
     def close(self) -> None:
@@ -65,6 +71,19 @@ class BlockReader:
     def affine(self) -> NDArray[np.float32] | None:
         """`[V, 2, D]` of an int8 store."""
         return self.array("affine").read_all() if "affine" in self.receipt.arrays else None
+
+    def fetched(self, views: Sequence[int], sample: int, *, cls: bool = False) -> AbstractContextManager[None]:
+        """A context in which reading all of some views of a sample, and its points, takes one round trip in all."""
+        if not self._storage.remote:
+            return nullcontext()
+        rows, hits = [self._row_ranges[v] for v in views], [self._hit_ranges[v] for v in views]
+        spans = {"features": rows, "row_patch": rows, "hit_step": hits, "hit_row": hits}
+        start, stop = self.sample_points[sample].tolist()
+        spans |= {name: [(start, stop)] for name in self._point_arrays}
+        ranges = [span for name, wanted in spans.items() for span in self.array(name).spans(wanted)]
+        if cls and "cls" in self.receipt.arrays:
+            ranges += self.array("cls").head()
+        return self._storage.fetch(ranges)
 
     def variants(self, sample: int) -> tuple[int, ...]:
         """The `view_variant` values that a sample has, ascending."""
@@ -150,14 +169,14 @@ class BlockReader:
         start, stop = self.sample_points[sample].tolist()
         if stop - start != self.receipt.samples[sample].points:
             raise MetadataError("sample_points contradicts the receipt", where=self.receipt.folder)
-        columns = {
-            name: self.array(name).read(start, stop)
-            for name in self.receipt.arrays
-            if name in POINT_ARRAYS or name.startswith("segment")
-        }
+        columns = {name: self.array(name).read(start, stop) for name in self._point_arrays}
         segments = {name: columns.pop(name) for name in list(columns) if name.startswith("segment")}
         origin = self.array("origin").read(sample, sample + 1)[0]
         return PointCloud(origin=origin, segments=segments, **columns)
+
+    @cached_property
+    def _point_arrays(self) -> list[str]:
+        return [n for n in self.receipt.arrays if n in POINT_ARRAYS or n.startswith("segment")]
 
     @cached_property
     def _row_ranges(self) -> list[tuple[int, int]]:
@@ -166,6 +185,13 @@ class BlockReader:
     @cached_property
     def _hit_ranges(self) -> list[tuple[int, int]]:
         return [(start, stop) for start, stop in self.view_hits.tolist()]
+
+    def _preload(self) -> None:
+        """Tables and shard indexes in one round trip; class tokens and cameras are left until they are asked for."""
+        wanted = [self.array(name) for name in self.receipt.arrays if name not in _ON_DEMAND]
+        with self._storage.fetch([head for array in wanted for head in array.head()]):
+            for array in wanted:
+                array.preload()
 
     def _ranges(self, name: str, limit: int | None) -> NDArray[np.int64]:
         ranges = self.array(name).read_all()

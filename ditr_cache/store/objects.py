@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checked ranged reads of arrays: shard index parsed once, one `preadv` a run of chunks, crc32c verified."""
+"""Checked ranged reads of arrays: shard index parsed once, one read a run of chunks, crc32c verified."""
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -19,10 +15,10 @@ from ditr_cache.errors import CorruptStoreError, MetadataError
 from ditr_cache.store.layout import array_spec, data_object, shard_index_bytes
 from ditr_cache.store.receipt import ArrayEntry
 from ditr_cache.store.shard import decode_chunk
+from ditr_cache.store.storage import ObjectFile, Range, Storage
 
-__all__ = ["ArrayReader", "open_inside"]
+__all__ = ["ArrayReader"]
 
-_IOV_MAX = 1024
 _CHECKSUM = 4
 """Bytes of a crc32c."""
 _CRC32C_RESIDUE = 0x48674BC7
@@ -30,47 +26,17 @@ _CRC32C_RESIDUE = 0x48674BC7
 _HINT = "Find all damage with: ditr-cache verify STORE"
 
 
-def open_inside(folder: Path, relative: str) -> int:
-    """A file descriptor for an object under `folder`, refusing symbolic links on the way.
-
-    Raises:
-        CorruptStoreError: If it is missing.
-        MetadataError: If the path goes through a symbolic link, or ends in something else than a plain file.
-    """
-    # O_NONBLOCK: opening a named pipe would wait for its writer
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        parts = relative.split("/")
-        for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            inner = os.open(part, flags if last else flags | os.O_DIRECTORY, dir_fd=fd)
-            os.close(fd)
-            fd = inner
-    except OSError as error:
-        os.close(fd)
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise MetadataError("a symbolic link; stores hold plain files only", where=folder / relative) from error
-        if isinstance(error, FileNotFoundError):
-            raise CorruptStoreError("missing", where=folder / relative, hint=_HINT) from error
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise MetadataError("not a plain file", where=folder / relative)
-    return fd
-
-
 class ArrayReader:
     """Rows of one array.
 
     Args:
-        root: The store.
+        storage: The store.
         path: The array's folder relative to it.
         name: Array name.
         entry: What the manifest says of it.
     """
 
-    def __init__(self, root: Path, path: str, name: str, entry: ArrayEntry) -> None:
+    def __init__(self, storage: Storage, path: str, name: str, entry: ArrayEntry) -> None:
         self.entry, self.name = entry, name
         self.dtype = np.dtype(entry.dtype).newbyteorder("<")
         self.tail = entry.shape[1:]
@@ -81,10 +47,11 @@ class ArrayReader:
         self._lock = threading.Lock()
         self._index: NDArray[np.int64] | None = None
         self._extents: list[list[int]] | None = None
-        self._fd = -1
+        self._kept: NDArray[Any] | None = None
+        self._file: ObjectFile | None = None
         if entry.data is not None:
-            self._fd = open_inside(root, self._where)
-            size = os.fstat(self._fd).st_size
+            self._file = storage.open(self._where, entry.data.size)
+            size = self._file.size
             if size != entry.data.size:
                 self.close()
                 raise CorruptStoreError(
@@ -92,13 +59,10 @@ class ArrayReader:
                 )
 
     def close(self) -> None:
-        """Release the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        self.close()
+        """Release the object."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     @property
     def index(self) -> NDArray[np.int64]:
@@ -107,6 +71,37 @@ class ArrayReader:
             if self._index is None:
                 self._index = self._read_index()
             return self._index
+
+    def preload(self) -> None:
+        """Parse a shard's index, or keep a whole table, so that neither is asked for again."""
+        if self._sharded:
+            if self.entry.data is not None:
+                _ = self.index
+        elif self._kept is None:
+            self._kept = self.read_all()
+
+    def head(self) -> list[Range]:
+        """What has to be had before rows can be: the whole of a table, the index of a shard that is not known yet."""
+        data = self.entry.data
+        if data is None or (self._kept if not self._sharded else self._index) is not None:
+            return []
+        return [Range(self._where, data.size - shard_index_bytes(self.entry.chunks) if self._sharded else 0, data.size)]
+
+    def spans(self, ranges: Sequence[tuple[int, int]]) -> list[Range]:
+        """The bytes of the chunks that hold some ranges of rows.
+
+        Raises:
+            CorruptStoreError: If the shard's index is damaged.
+            MetadataError: If there are no such rows.
+        """
+        self._count(ranges)
+        step = self.entry.chunk_rows
+        found = []
+        for start, stop in ranges:
+            if start < stop:
+                last = self.index[(stop - 1) // step]
+                found.append(Range(self._where, int(self.index[start // step, 0]), int(last.sum())))
+        return found
 
     def read_all(self) -> NDArray[Any]:
         """The whole array."""
@@ -135,7 +130,9 @@ class ArrayReader:
         """
         if out.size == 0:
             return
-        if self.entry.codec == "none":
+        if self._kept is not None:
+            out[...] = self._kept[start : start + len(out)]
+        elif self.entry.codec == "none":
             self._read_plain(out, [(start, start + len(out))], check)
         else:
             self._read_compressed(out, start)
@@ -318,16 +315,8 @@ class ArrayReader:
 
     def _fill(self, buffers: list[Any], want: int, offset: int) -> None:
         """Read `want` consecutive bytes into `buffers`, which hold as many."""
-        if len(buffers) <= _IOV_MAX and os.preadv(self._fd, buffers, offset) == want:
-            return
-        # a short read (2 GiB limit, signals) or too many pieces
-        for buffer in buffers:
-            view = memoryview(buffer)
-            while view:
-                got = os.preadv(self._fd, [view], offset)
-                if got == 0:
-                    raise CorruptStoreError("ends too early", where=self._where, hint=_HINT)
-                view, offset = view[got:], offset + got
+        assert self._file is not None
+        self._file.read_into(buffers, want, offset)
 
 
 def _crc32c(*parts: NDArray[np.uint8]) -> int:

@@ -19,16 +19,16 @@ from ditr_cache.errors import ConfigError, CorruptStoreError, MetadataError, Sam
 from ditr_cache.store.block_reader import BlockReader
 from ditr_cache.store.choose import Draw, draw_views, serve
 from ditr_cache.store.documents import parse
-from ditr_cache.store.layout import MAX_DOCUMENT_BYTES
+from ditr_cache.store.locate import open_storage
 from ditr_cache.store.manifest import Manifest
-from ditr_cache.store.objects import open_inside
 from ditr_cache.store.receipt import Receipt, SampleEntry
+from ditr_cache.store.storage import Storage
 from ditr_cache.types import FactoredFeatures, PointFeatures
 
 __all__ = ["FeatureStore", "SampleInfo", "open_store", "read_manifest"]
 
 _OPEN_BLOCKS = 64
-_LATEST = re.compile(rb"(manifest-([0-9a-f]{64})\.json)\n")
+_LATEST = re.compile(rb"manifest-([0-9a-f]{64})\.json\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,62 +48,91 @@ class SampleInfo:
     block: str
 
 
-def open_store(path_or_url: str | os.PathLike[str]) -> FeatureStore:
+def open_store(
+    path_or_url: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int | None = None,
+) -> FeatureStore:
     """Open a store for reading.
 
     Args:
-        path_or_url: Folder of the store, or a `file://` URL.
+        path_or_url: Folder of the store, or a URL: `file://`, `s3://`, `gs://`, `az://`, `http(s)://`, or any other
+            that fsspec knows. With `@sha256:<version>` behind it, exactly that version or none.
+        cache_dir: Where to keep what was fetched from a server, for later reads by any process; None: nowhere.
+        cache_size: Bytes that the cache may take; None: 50 GiB.
 
     Raises:
         StoreNotFoundError: If there is no store, or none of its blocks has been finalised.
         MetadataError: If its manifest is damaged, unsafe or of a newer format.
-        ConfigError: If the URL is of a kind that this version cannot read.
+        RemoteError: If a server cannot be reached, or refuses.
+        ConfigError: If the URL is of a kind that cannot be read here.
     """
-    text = os.fspath(path_or_url)
-    if "://" in text:
-        scheme, _, rest = text.partition("://")
-        if scheme != "file":
-            raise ConfigError(
-                f"this version reads stores from folders, not from {scheme}:// URLs",
-                hint="Mount or copy the store, and give its folder.",
-            )
-        text = rest
-    root = Path(text)
-    return FeatureStore(root, *read_manifest(root))
+    location, version = split_version(path_or_url)
+    storage = open_storage(location, cache_dir=cache_dir, cache_size=cache_size)
+    return FeatureStore(storage, *read_manifest(storage, version))
 
 
-def read_manifest(root: Path) -> tuple[Manifest, str]:
-    """The current manifest and its sha256.
+def split_version(path_or_url: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """A location and the version behind `@sha256:`, if there is one.
 
     Raises:
-        StoreNotFoundError: If there is no store, or nothing in it yet.
+        ConfigError: If what follows is no sha256.
+    """
+    location, found, version = os.fspath(path_or_url).partition("@sha256:")
+    if found and not re.fullmatch(r"[0-9a-f]{64}", version):
+        raise ConfigError(
+            f"{version!r} is no sha256: 64 digits of 0-9a-f", hint="`ditr-cache info STORE` prints it as `manifest`."
+        )
+    return location, version if found else None
+
+
+def read_manifest(storage: Storage, version: str | None = None) -> tuple[Manifest, str]:
+    """A manifest and its sha256.
+
+    Args:
+        storage: The store.
+        version: Which; None: the current one.
+
+    Raises:
+        StoreNotFoundError: If there is no store, nothing in it yet, or not that version of it.
         CorruptStoreError: If the manifest is missing or its bytes are not those of its name.
         MetadataError: If it is not a valid manifest.
     """
-    if not os.path.lexists(root / "LATEST"):
-        if (root / "zarr.json").is_file():
+    where = storage.location
+    if version is not None:
+        if not storage.exists(f"manifest-{version}.json"):
             raise StoreNotFoundError(
-                "nothing has been finalised here yet", where=root, hint=f"Do it with: ditr-cache finalize {root}"
+                f"no version {version[:12]}... of a store here", where=where, hint=f"See: ditr-cache info {where}"
             )
-        raise StoreNotFoundError("no store here", where=root, hint="Make one with: ditr-cache extract SOURCE STORE")
-    with os.fdopen(open_inside(root, "LATEST"), "rb") as file:
-        latest = file.read(128)
-    match = _LATEST.fullmatch(latest)
-    if match is None:
-        raise MetadataError(
-            "does not name a manifest", where=root / "LATEST", hint=f"Write it again: ditr-cache finalize {root}"
-        )
-    name, version = match[1].decode(), match[2].decode()
-    with os.fdopen(open_inside(root, name), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_DOCUMENT_BYTES:
-            raise MetadataError(f"{size:,} bytes are too many for a manifest", where=root / name)
-        data = file.read()
+    else:
+        version = _latest(storage)
+    name = f"manifest-{version}.json"
+    data = storage.read(name)
     if hashlib.sha256(data).hexdigest() != version:
         raise CorruptStoreError(
-            "the manifest is damaged (sha256)", where=root / name, hint=f"Write it again: ditr-cache finalize {root}"
+            "the manifest is damaged (sha256)",
+            where=f"{where}/{name}",
+            hint=f"Write it again: ditr-cache finalize {where}",
         )
-    return parse(Manifest, data, str(root / name)), version
+    return parse(Manifest, data, f"{where}/{name}"), version
+
+
+def _latest(storage: Storage) -> str:
+    """The sha256 of the manifest that LATEST names."""
+    where = storage.location
+    if not storage.exists("LATEST"):
+        if storage.exists("zarr.json"):
+            raise StoreNotFoundError(
+                "nothing has been finalised here yet", where=where, hint=f"Do it with: ditr-cache finalize {where}"
+            )
+        raise StoreNotFoundError("no store here", where=where, hint="Make one with: ditr-cache extract SOURCE STORE")
+    match = _LATEST.fullmatch(storage.read("LATEST", limit=1024))
+    if match is None:
+        raise MetadataError(
+            "does not name a manifest", where=f"{where}/LATEST", hint=f"Write it again: ditr-cache finalize {where}"
+        )
+    return match[1].decode()
 
 
 class _Samples(Mapping[str, SampleInfo]):
@@ -149,8 +178,8 @@ class _Samples(Mapping[str, SampleInfo]):
 class FeatureStore:
     """A store, as its manifest describes it. Cheap to open and to pickle; files open lazily, once a process."""
 
-    def __init__(self, root: Path, manifest: Manifest, version: str) -> None:
-        self.root = root
+    def __init__(self, storage: Storage, manifest: Manifest, version: str) -> None:
+        self._storage = storage
         self.manifest = manifest
         self.version = version
         """sha256 of the manifest: names this exact state of the store."""
@@ -159,6 +188,11 @@ class FeatureStore:
         self._blocks: OrderedDict[str, BlockReader] = OrderedDict()
         self._pid = os.getpid()
         self._lock = threading.Lock()
+
+    @property
+    def root(self) -> Path | str:
+        """Where the store is: a path, or a URL without credentials."""
+        return self._storage.location
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -184,7 +218,7 @@ class FeatureStore:
         return self.manifest.dataset.class_names
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FeatureStore, (self.root, self.manifest, self.version))
+        return (FeatureStore, (self._storage, self.manifest, self.version))
 
     def close(self) -> None:
         """Release all files."""
@@ -192,6 +226,7 @@ class FeatureStore:
             for block in self._blocks.values():
                 block.close()
             self._blocks.clear()
+        self._storage.close()
 
     def __enter__(self) -> Self:
         return self
@@ -248,32 +283,33 @@ class FeatureStore:
             ConfigError: If a view, variant or option does not exist, or class tokens are asked for and there are none.
             CorruptStoreError: If stored bytes are missing or damaged.
         """
+        draw = Draw(seed)
+        try:
+            return self._read(sample_id, views, count, pick, variant, rule, draw, cls)
+        except CorruptStoreError:
+            # bytes that a server, or the way from it, has damaged once may come whole the next time
+            if not self._storage.remote:
+                raise
+            self._forget(sample_id)
+            return self._read(sample_id, views, count, pick, variant, rule, Draw(seed), cls)
+
+    def _read(
+        self,
+        sample_id: str,
+        views: Sequence[int] | None,
+        count: int | None,
+        pick: str,
+        variant: int | Literal["random"],
+        rule: str,
+        draw: Draw,
+        cls: bool,
+    ) -> PointFeatures:
         receipt, position = self.samples.locate(sample_id)
         entry, block = receipt.samples[position], self.block(receipt)
-        draw = Draw(seed)
         base = draw_views(self._check_views(entry, views), count, pick, draw)
         tables = [self._table(block, position, entry, v, variant, draw) for v in base]
-
-        hits, offset = [], 0
-        lengths = (block.view_rows[tables, 1] - block.view_rows[tables, 0]).tolist() if tables else []
-        for (point_H, row_H), n in zip(block.read_hits_many(tables, entry.points), lengths, strict=True):
-            hits.append((point_H, row_H.astype(np.int32) + np.int32(offset)))
-            offset += n
-        index_N = serve(entry.points, hits, rule, draw)
-
-        # one entry more than there are rows, so that index -1 finds the -1 of an unseen point
-        view_P, patch_P = np.full((2, offset + 1), -1, np.int32)
-        view_P[:-1] = np.repeat(np.array(base, np.int32), lengths)
-        patch_P[:-1] = block.read_row_patches(tables)
-        affine, row_view = None, None
-        if block.affine is not None:
-            affine = block.affine[tables]
-            row_view = np.repeat(np.arange(len(tables), dtype=np.int32), lengths)
-        features = FactoredFeatures(block.read_rows(tables), index_N, affine, row_view)
-        # converted once: NumPy indexes with any other integers three times slower
-        seat_N = index_N.astype(np.intp)
-        tokens = block.read_class_tokens(tables) if cls else None
-        return PointFeatures(features, view_P[seat_N], patch_P[seat_N], block.read_points(position), tokens)
+        with block.fetched(tables, position, cls=cls):
+            return _point_features(block, position, base, tables, rule, draw, cls=cls)
 
     def block(self, receipt: Receipt) -> BlockReader:
         """The open block, from a small cache that a forked process does not inherit."""
@@ -282,11 +318,20 @@ class FeatureStore:
                 self._blocks, self._pid = OrderedDict(), os.getpid()
             block = self._blocks.get(receipt.block)
             if block is None:
-                block = self._blocks[receipt.block] = BlockReader(self.root, receipt)
+                block = self._blocks[receipt.block] = BlockReader(self._storage, receipt)
                 if len(self._blocks) > _OPEN_BLOCKS:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(receipt.block)
             return block
+
+    def _forget(self, sample_id: str) -> None:
+        """Open a sample's block anew at its next use."""
+        receipt, _ = self.samples.locate(sample_id)
+        with self._lock:
+            block = self._blocks.pop(receipt.block, None)
+        if block is not None:
+            block.close()
+        self._storage.forget(receipt.folder)
 
     @staticmethod
     def _check_views(entry: SampleEntry, views: Sequence[int] | None) -> list[int]:
@@ -310,3 +355,40 @@ class FeatureStore:
                 f"variant {variant!r} of view {entry.views[base]}; the sample has {list(have)}", where=entry.id
             )
         return block.view(position, base, variant)
+
+
+def _point_features(
+    block: BlockReader, position: int, base: list[int], tables: list[int], rule: str, draw: Draw, *, cls: bool
+) -> PointFeatures:
+    """Rows of the drawn views, and one of them for every point.
+
+    Args:
+        block: Where the sample is.
+        position: Of the sample in its block.
+        base: Its drawn views, in the order in which the rule applies them.
+        tables: Their rows in the view tables.
+        rule: See `FeatureStore.read`.
+        draw: Where the rule takes its numbers from.
+        cls: Read class tokens, too.
+    """
+    points = block.receipt.samples[position].points
+    hits, offset = [], 0
+    lengths = (block.view_rows[tables, 1] - block.view_rows[tables, 0]).tolist() if tables else []
+    for (point_H, row_H), n in zip(block.read_hits_many(tables, points), lengths, strict=True):
+        hits.append((point_H, row_H.astype(np.int32) + np.int32(offset)))
+        offset += n
+    index_N = serve(points, hits, rule, draw)
+
+    # one entry more than there are rows, so that index -1 finds the -1 of an unseen point
+    view_P, patch_P = np.full((2, offset + 1), -1, np.int32)
+    view_P[:-1] = np.repeat(np.array(base, np.int32), lengths)
+    patch_P[:-1] = block.read_row_patches(tables)
+    affine, row_view = None, None
+    if block.affine is not None:
+        affine = block.affine[tables]
+        row_view = np.repeat(np.arange(len(tables), dtype=np.int32), lengths)
+    features = FactoredFeatures(block.read_rows(tables), index_N, affine, row_view)
+    # converted once: NumPy indexes with any other integers three times slower
+    seat_N = index_N.astype(np.intp)
+    tokens = block.read_class_tokens(tables) if cls else None
+    return PointFeatures(features, view_P[seat_N], patch_P[seat_N], block.read_points(position), tokens)

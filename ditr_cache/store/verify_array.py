@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ditr_cache.errors import MetadataError, StoreError
 from ditr_cache.store.layout import MAX_DOCUMENT_BYTES, array_spec, data_object, shard_index_bytes
-from ditr_cache.store.objects import open_inside
+from ditr_cache.store.local import open_inside
 from ditr_cache.store.receipt import ArrayEntry, ObjectEntry
 from ditr_cache.store.shard import decode_chunk
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditr_cache.errors import CorruptStoreError, MetadataError
-from ditr_cache.store import layout, objects
+from ditr_cache.store import layout, local
 from ditr_cache.store.filesystem import Filesystem
+from ditr_cache.store.local import LocalStorage
 from ditr_cache.store.objects import ArrayReader
 from ditr_cache.store.shard import ArrayWriter
 
@@ -40,7 +41,7 @@ def arrays(tmp_path_factory):
 
 def open_reader(arrays, title):
     root, name, entry, values = arrays[title]
-    return ArrayReader(root, title, name, entry), values
+    return ArrayReader(LocalStorage(root), title, name, entry), values
 
 
 RANGES = st.lists(st.tuples(st.integers(0, ROWS), st.integers(0, ROWS)).map(sorted).map(tuple), max_size=5)
@@ -53,7 +54,7 @@ RANGES = st.lists(st.tuples(st.integers(0, ROWS), st.integers(0, ROWS)).map(sort
 def test_ranges_are_what_was_written(arrays, title, most_buffers, ranges, check):
     reader, values = open_reader(arrays, title)
     expected = [values[start:stop] for start, stop in ranges]
-    with patch.object(objects, "_IOV_MAX", most_buffers):
+    with patch.object(local, "_IOV_MAX", most_buffers):
         got = reader.read_ranges(ranges, check=check)
         np.testing.assert_array_equal(got, np.concatenate([values[:0], *expected]))
         if reader.entry.codec != "none":

@@ -332,10 +332,18 @@ def test_a_store_travels_to_another_process(store, block):
     assert copy.version == store.version
 
 
-def test_file_urls_are_folders_and_others_are_refused(store):
+def test_file_urls_are_folders_and_unknown_kinds_are_refused(store):
     assert open_store(f"file://{store.root}").digest == store.digest
-    with pytest.raises(ConfigError, match="s3://"):
-        open_store("s3://bucket/store")
+    with pytest.raises(ConfigError, match="nonsense://"):
+        open_store("nonsense://bucket/store")
+
+
+def test_a_version_can_be_pinned(store):
+    assert open_store(f"{store.root}@sha256:{store.version}").version == store.version
+    with pytest.raises(StoreNotFoundError, match="no version 0000"):
+        open_store(f"{store.root}@sha256:{'0' * 64}")
+    with pytest.raises(ConfigError, match="64 digits"):
+        open_store(f"{store.root}@sha256:abc")
 
 
 def test_no_store_is_said_so(tmp_path):
