@@ -15,7 +15,7 @@ from enum import IntEnum
 import click
 
 from ditr_cache.cli.output import Output
-from ditr_cache.errors import ConfigError, DitrCacheError
+from ditr_cache.errors import ConfigError, DitrCacheError, SignatureError
 
 __all__ = ["ExitCode", "close_streams", "handled"]
 
@@ -57,8 +57,13 @@ def handled(output: Output, *, resumes: bool = False) -> Iterator[None]:
         if output.verbose:
             output.say(traceback.format_exc().rstrip())
         output.error(what, hint)
-        code = ExitCode.USAGE if isinstance(error, ConfigError) else ExitCode.FAILED
-        raise click.exceptions.Exit(code) from error
+        raise click.exceptions.Exit(_code(error)) from error
+
+
+def _code(error: Exception) -> ExitCode:
+    if isinstance(error, SignatureError):
+        return ExitCode.MISMATCH
+    return ExitCode.USAGE if isinstance(error, ConfigError) else ExitCode.FAILED
 
 
 def _explain(error: Exception) -> tuple[str, str | None]:

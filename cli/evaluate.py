@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ditr_cache.cli.labelling import label_options, options_from, show_cost
-from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.progress import progress_for
 from ditr_cache.cli.text import number, share
@@ -31,7 +31,7 @@ Examples:
   ditr-cache evaluate run rooms.store --json > scores.json""",
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @label_options
 @click.option(
     "--pictures",
@@ -48,7 +48,7 @@ Examples:
 )
 @reports()
 def command(
-    output: Output, run: Path, store: Path, pictures: Path | None, against: tuple[Path, ...], **choice: Any
+    output: Output, run: Path, store: Path | str, pictures: Path | None, against: tuple[Path, ...], **choice: Any
 ) -> None:
     """Label samples of STORE with the network of RUN, and compare with their labels.
 

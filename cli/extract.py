@@ -20,6 +20,7 @@ from ditr_cache.cli.text import bytes_, duration, number, share
 if TYPE_CHECKING:
     from ditr_cache.config import ExtractConfig
     from ditr_cache.datasets import Dataset
+    from ditr_cache.pipelines.cluster_connect import Cluster
     from ditr_cache.pipelines.report import Estimate, ExtractReport
 
 __all__ = ["command"]
@@ -51,6 +52,8 @@ Examples:
   ditr-cache extract /data/nuscenes nus.store -s store.dtype=int8
   ditr-cache extract my-capture out.store --weights dinov2-base/
   ditr-cache extract /data/scannet scannet.store --shard 3/16
+  ditr-cache extract /data/scannet scannet.store --workers 4
+  ditr-cache extract /data/scannet scannet.store --scheduler tcp://head:8786
 
 All settings: ditr-cache config show extract""",
 )
@@ -79,6 +82,17 @@ All settings: ditr-cache config show extract""",
     help="Do part i of n, 0 <= i < n; any number of machines may fill one store. Taken from SLURM's array if there "
     "is one.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="N processes on this machine, one a GPU where there are any.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS|FILE",
+    help="The workers of a Dask scheduler, on any number of machines: tcp://host:8786, or the file it wrote.",
+)
 @click.option("--redo", is_flag=True, help="Do finished blocks again, too.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done: images, bytes, time.")
 @reports(resumes=True)
@@ -91,6 +105,8 @@ def command(
     overrides: tuple[str, ...],
     weights: Path | None,
     shard: tuple[int, int] | None,
+    workers: int | None,
+    scheduler: str | None,
     redo: bool,
     dry_run: bool,
 ) -> ExitCode:
@@ -99,27 +115,40 @@ def command(
     SOURCE is a data set in its own layout, or synthetic: for generated rooms. STORE is a folder; if it is there, what
     is missing in it is added. An interrupted run goes on when the same command is given again.
     """
-    dataset = _open(source, dataset_name, output)
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("--workers and --scheduler exclude each other.")
+    if scheduler is not None and shard is not None:
+        raise click.UsageError("--shard and --scheduler exclude each other: the scheduler distributes all blocks.")
+    many = workers is not None or scheduler is not None
+    # workers of a scheduler run in folders of their own
+    dataset = _open(os.path.abspath(source) if many and os.path.exists(source) else source, dataset_name, output)
     config = _configure(dataset, configs, overrides, weights)
     backbone = config.backbone.weights or config.backbone.name
     output.status(f"settings: {' + '.join([dataset.preset, *configs])}; backbone: {backbone}")
-    part = shard or _slurm(output) or (0, 1)
+    part = shard or (None if scheduler else _slurm(output)) or (0, 1)
 
     from ditr_cache.pipelines.extract import Extract, pick_device
 
-    if config.run.device == "auto" and pick_device("auto") == "cpu":
+    if config.run.device == "auto" and scheduler is None and pick_device("auto") == "cpu":
         output.warning("no CUDA device: the ViT runs on the CPU, which is many times slower")
 
-    with progress_for(output) as progress:
-        pipeline = Extract(dataset, store, config, shard=part, redo=redo, progress=progress)
-        if dry_run:
-            estimate = pipeline.estimate()
-        else:
-            with graceful_stop(pipeline.request_stop):
-                report = pipeline.run()
     if dry_run:
-        _show_estimate(output, estimate, config)
+        if many:
+            output.status("the time is that of one process, on this machine")
+        _show_estimate(output, Extract(dataset, store, config, shard=part).estimate(), config)
         return ExitCode.OK
+    with progress_for(output) as progress:
+        if many:
+            from ditr_cache.pipelines.cluster import ClusterExtract
+
+            cluster = _cluster(workers, scheduler)
+            pipeline: Extract | ClusterExtract = ClusterExtract(
+                dataset, store, config, cluster, shard=part, redo=redo, progress=progress
+            )
+        else:
+            pipeline = Extract(dataset, store, config, shard=part, redo=redo, progress=progress)
+        with graceful_stop(pipeline.request_stop):
+            report = pipeline.run()
     _show_report(output, report, store)
     if report.interrupted:
         output.error("interrupted; what is finished is kept", "Run the same command again to go on.")
@@ -146,6 +175,15 @@ def _configure(
     if weights is not None:
         layers.append({"backbone": {"weights": str(weights)}})
     return load_config(ExtractConfig, layers, overrides)
+
+
+def _cluster(workers: int | None, scheduler: str | None) -> Cluster:
+    from ditr_cache.pipelines.cluster_connect import LocalWorkers, RemoteScheduler
+
+    if scheduler is not None:
+        return RemoteScheduler(scheduler)
+    assert workers is not None
+    return LocalWorkers(workers)
 
 
 def _slurm(output: Output) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.text import number
 
@@ -19,9 +19,9 @@ __all__ = ["command"]
     short_help="Make finished blocks visible to readers.",
     epilog="\b\nExample:\n  ditr-cache finalize rooms",
 )
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @reports(resumes=True)
-def command(output: Output, store: Path) -> None:
+def command(output: Output, store: Path | str) -> None:
     """Write the manifest of a store.
 
     Extraction does this by itself, at its end and every ten minutes. It is safe while extractions are running.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
 
 __all__ = ["command"]
@@ -16,9 +16,9 @@ __all__ = ["command"]
 @click.command(
     "gc",
     short_help="Remove what killed or repeated runs left behind.",
-    epilog="\b\nExamples:\n  ditr-cache gc rooms\n  ditr-cache gc rooms --now",
+    epilog="\b\nExamples:\n  ditr-cache gc s3://bucket/rooms\n  ditr-cache gc rooms --now",
 )
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @click.option(
     "--now",
     is_flag=True,
@@ -26,7 +26,7 @@ __all__ = ["command"]
     "store.",
 )
 @reports(resumes=True)
-def command(output: Output, store: Path, now: bool) -> None:
+def command(output: Output, store: Path | str, now: bool) -> None:
     """Remove files that no finished block refers to, and list them."""
     from ditr_cache.pipelines.maintain import CollectGarbage
 

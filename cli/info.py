@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.text import bytes_, number, plural, share
 
@@ -22,12 +22,16 @@ __all__ = ["command"]
 @click.command(
     "info",
     short_help="What a store holds: settings, samples, coverage, bytes.",
-    epilog="\b\nExamples:\n  ditr-cache info rooms\n  ditr-cache info rooms --samples\n  ditr-cache info rooms --json",
+    epilog="""\b
+Examples:
+  ditr-cache info rooms
+  ditr-cache info s3://bucket/rooms --samples
+  ditr-cache info rooms --json""",
 )
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @click.option("--samples", is_flag=True, help="List every sample.")
 @reports()
-def command(output: Output, store: Path, samples: bool) -> None:
+def command(output: Output, store: Path | str, samples: bool) -> None:
     """Say what is in a store."""
     from ditr_cache.pipelines.inspect import Info
 
@@ -58,11 +62,13 @@ def command(output: Output, store: Path, samples: bool) -> None:
     output.listing("Missing blocks:", [b for b in report.missing if b not in report.failed])
     output.listing("Failed frames:", [f"{n.sample} {n.view or ''}: {n.reason}" for n in report.dropped])
     output.listing("Skipped frames:", [f"{n.sample} {n.view or ''}: {n.reason}" for n in report.skipped])
+    for note in report.notes:
+        output.status(f"note: {note}")
     if report.random_weights:
         output.warning("the ViT had random weights: these features carry no meaning")
     if report.not_finalised:
         hidden = plural(report.not_finalised, "finished block")
-        output.warning(f"readers do not see {hidden} yet; run: ditr-cache finalize {store}")
+        output.warning(f"readers do not see {hidden} yet; run: ditr-cache finalize {report.store}")
 
 
 def _facts(report: InfoReport) -> Iterator[tuple[str, object]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ditr_cache.cli.options import cache_options
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.text import duration, number
 
@@ -58,7 +59,7 @@ def label_options(function: Callable[..., Any]) -> Callable[..., Any]:
         )
     ):
         function = option(function)
-    return function
+    return cache_options(function)
 
 
 def options_from(splits: tuple[str, ...], **others: Any) -> LabelOptions:

@@ -17,7 +17,17 @@ from click.shell_completion import CompletionItem
 from ditr_cache.cli.errors import ExitCode, handled
 from ditr_cache.cli.output import Output
 
-__all__ = ["ConfigName", "Shard", "StoreFolder", "config_options", "reports", "shard_from_slurm"]
+__all__ = [
+    "ByteSize",
+    "ConfigName",
+    "Shard",
+    "StoreFolder",
+    "StoreLocation",
+    "cache_options",
+    "config_options",
+    "reports",
+    "shard_from_slurm",
+]
 
 Command = Callable[..., ExitCode | None]
 
@@ -102,18 +112,71 @@ class ConfigName(click.ParamType):  # type: ignore[type-arg] # generic since cli
         return found or [CompletionItem(incomplete, type="file")]
 
 
-class StoreFolder(click.Path):
-    """A folder; URLs are refused rather than taken for strange folder names."""
+def cache_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--cache-dir` and `--cache-size`; the function gets `cache_dir` and `cache_size`."""
+    for option in (
+        click.option(
+            "--cache-size",
+            type=ByteSize(),
+            default="50GB",
+            show_default=True,
+            help="What the cache may take; what was used longest ago goes first.",
+        ),
+        click.option(
+            "--cache-dir",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="DIR",
+            help="Keep what is read of a store on a server in this folder. Any number of processes may share it.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+class StoreLocation(click.Path):
+    """A folder, which becomes a path, or a URL, which stays text."""
+
+    name = "FOLDER|URL"
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to a path."""
+        """Text to a path or a URL."""
         scheme, colon, rest = str(value).partition("://")
-        if colon and scheme != "file":
-            self.fail(f"This version keeps stores in folders, not at {scheme}:// URLs.", param, ctx)
+        if colon and scheme.lower() != "file":
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or not rest.strip("/"):
+                self.fail("That is no URL of a store, such as s3://bucket/rooms.", param, ctx)
+            return str(value)
         return super().convert(rest if colon else value, param, ctx)
+
+
+class StoreFolder(StoreLocation):
+    """A folder; URLs are refused rather than taken for strange folder names."""
+
+    name = "FOLDER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a path."""
+        location = super().convert(value, param, ctx)
+        if isinstance(location, str):
+            self.fail(f"This needs a folder, not a {location.partition('://')[0]}:// URL.", param, ctx)
+        return location
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg]
+    """`500MB`, `1.5TB`, `20GiB`, or a number of bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Text to bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?([kMGTP]?)(i?)B?", str(value), re.ASCII)
+        if match is None or (match[3] and not match[2]):
+            self.fail(f"{value!r} is not a size, such as 500MB, 1.5TB or 20GiB.", param, ctx)
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGTP".index(match[2] or " "))
 
 
 class Shard(click.ParamType):  # type: ignore[type-arg]

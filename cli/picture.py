@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
 
 __all__ = ["command"]
@@ -19,14 +19,14 @@ __all__ = ["command"]
     epilog="\b\nExample:\n  ditr-cache picture synthetic:rooms=2,views=4 rooms rooms.png --view 1",
 )
 @click.argument("source", type=click.Path())
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @click.argument("png", type=click.Path(path_type=Path, dir_okay=False, writable=True))
 @click.option("--sample", metavar="ID", help="Sample to draw; the first by default.")
 @click.option("--view", type=click.IntRange(min=0), metavar="I", help="View to draw; the fullest by default.")
 @click.option("--dataset", "dataset_name", default="auto", metavar="NAME", help="Kind of data set; guessed by default.")
 @reports()
 def command(
-    output: Output, source: str, store: Path, png: Path, sample: str | None, view: int | None, dataset_name: str
+    output: Output, source: str, store: Path | str, png: Path, sample: str | None, view: int | None, dataset_name: str
 ) -> None:
     """Draw what STORE holds of a sample; the image itself comes from SOURCE.
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ditr_cache.cli.labelling import label_options, options_from, show_cost
-from ditr_cache.cli.options import StoreFolder, reports
+from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.progress import progress_for
 from ditr_cache.cli.text import number
@@ -37,13 +37,13 @@ Examples:
   ditr-cache predict run kitti.store out --format label --split test""",
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="npy", show_default=True, help="Kind of files.")
 @label_options
 @click.option("--overwrite", is_flag=True, help="Write files anew that are there already.")
 @reports(resumes=True)
-def command(output: Output, run: Path, store: Path, out: Path, form: Any, overwrite: bool, **choice: Any) -> None:
+def command(output: Output, run: Path, store: Path | str, out: Path, form: Any, overwrite: bool, **choice: Any) -> None:
     """Label samples of STORE with the network of RUN, into one file each in OUT.
 
     Files are named after sample ids, with all but letters, digits and ._- percent-encoded. An interrupted run goes on

@@ -11,7 +11,7 @@ import click
 
 from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.interrupt import graceful_stop
-from ditr_cache.cli.options import StoreFolder, config_options, reports
+from ditr_cache.cli.options import StoreLocation, cache_options, config_options, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.text import bytes_, duration, number
 
@@ -35,28 +35,31 @@ Examples:
 
 All settings: ditr-cache config show train""",
 )
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @click.argument("run", type=click.Path(path_type=Path))
 @config_options("train", example="optim.lr=0.003")
 @click.option("--resume", is_flag=True, help="Go on where the run in RUN was interrupted; begin it if it is not there.")
 @click.option("--allow-incomplete", is_flag=True, help="Train on a store of which blocks are missing.")
+@cache_options
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done: steps, memory, time.")
 @reports()
 def command(
     output: Output,
-    store: Path,
+    store: Path | str,
     run: Path,
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
     resume: bool,
     allow_incomplete: bool,
+    cache_dir: Path | None,
+    cache_size: int,
     dry_run: bool,
 ) -> ExitCode:
     """Train a segmentation network on the features of a store.
 
-    STORE is what extract made. RUN is a folder for checkpoints, settings and logs. Without -c NAME the settings are
-    those that are installed for the store's data set. Ctrl-C finishes the step at hand, and --resume goes on from there
-    with exactly the numbers that an unbroken run would have seen.
+    STORE is what extract made, a folder or a URL. RUN is a folder for checkpoints, settings and logs. Without -c NAME
+    the settings are those that are installed for the store's data set. Ctrl-C finishes the step at hand, and --resume
+    goes on from there with exactly the numbers that an unbroken run would have seen.
     """
     from ditr_cache.training.distributed import environment
 
@@ -71,7 +74,16 @@ def command(
     from ditr_cache.pipelines.train import Train
 
     with training_progress(output) as tracker:
-        pipeline = Train(store, run, config, resume=resume, allow_incomplete=allow_incomplete, tracker=tracker)
+        pipeline = Train(
+            store,
+            run,
+            config,
+            resume=resume,
+            allow_incomplete=allow_incomplete,
+            cache_dir=cache_dir,
+            cache_size=cache_size,
+            tracker=tracker,
+        )
         if dry_run:
             estimate = pipeline.estimate()
         else:
@@ -89,6 +101,7 @@ def command(
                 str(run),
                 "--resume",
                 *["--allow-incomplete"] * allow_incomplete,
+                *([] if cache_dir is None else ["--cache-dir", str(cache_dir), "--cache-size", str(cache_size)]),
             ]
             command = shlex.join(words) if report.processes == 1 else "the same torchrun command, with --resume"
             output.error(f"interrupted after step {report.step:,}, which is saved", f"Go on: {command}")
@@ -96,7 +109,7 @@ def command(
 
 
 def _configure(
-    output: Output, store: Path, run: Path, configs: tuple[str, ...], overrides: tuple[str, ...], resume: bool
+    output: Output, store: Path | str, run: Path, configs: tuple[str, ...], overrides: tuple[str, ...], resume: bool
 ) -> TrainConfig:
     """Settings of the run that goes on, or of the store's data set; what is given comes on top."""
     from ditr_cache.config import config_names, load_config, read_named_yaml
@@ -118,7 +131,7 @@ def _configure(
     return load_config(TrainConfig, [*layers, *(read_named_yaml("train", name) for name in configs)], overrides)
 
 
-def _preset(store: Path) -> str:
+def _preset(store: Path | str) -> str:
     """The installed configuration for a store's data set."""
     from ditr_cache.store.reader import open_store
 

@@ -20,6 +20,7 @@ __all__ = [
     "RemoteError",
     "SampleError",
     "SampleNotFoundError",
+    "SignatureError",
     "StoreError",
     "StoreNotFoundError",
     "TrainingError",
@@ -117,6 +118,10 @@ class CorruptStoreError(StoreError, OSError):
 
 class RemoteError(StoreError, OSError):
     """A server cannot be reached, refuses, or does not answer as it should."""
+
+
+class SignatureError(StoreError, ValueError):
+    """A store is not signed, or not by whom it should be."""
 
 
 class QuantisationError(StoreError, ValueError):

@@ -7,18 +7,20 @@ import errno
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from ditr_cache.errors import DitrCacheError, FrameError
 from ditr_cache.pipelines.events import BeginBlock, BeginSample, BlockState, EndBlock, Event, FrameJob, LeaveOut
+from ditr_cache.pipelines.outcome import BlockOutcome
 from ditr_cache.store.block import BlockWriter
 from ditr_cache.store.encode import BlockSettings, EncodedView
 from ditr_cache.store.receipt import FrameNote
 from ditr_cache.store.writer import StoreWriter
+from ditr_cache.types import BlockPlan
 
-__all__ = ["Committer"]
+__all__ = ["FINALIZE_EVERY_S", "Committer"]
 
 FINALIZE_EVERY_S = 600
 
@@ -28,23 +30,30 @@ class Committer(threading.Thread):
 
     Args:
         store: Where blocks go.
-        settings: The store's.
+        settings: How the features of a block are kept.
         dataset: Label names and maps, for the blocks' attributes.
         provenance: Recorded in every receipt.
         permits: Given back, one a frame or sample that is dealt with.
+        note: Called in this thread with lines for people: what was dropped, which block failed.
+        done: Called in this thread at the end of every block.
+        finalizes: Whether to finalise every ten minutes; of many processes on one store, one does.
     """
 
     def __init__(
         self,
         store: StoreWriter,
-        settings: Mapping[str, BlockSettings],
+        settings: Callable[[BlockPlan], BlockSettings],
         dataset: Mapping[str, Any],
         provenance: Mapping[str, str | int | float | bool | None],
         permits: threading.Semaphore,
+        note: Callable[[str], None],
+        done: Callable[[BlockOutcome], None],
+        *,
+        finalizes: bool = True,
     ) -> None:
         super().__init__(name="committer", daemon=True)
         self._store, self._settings, self._dataset, self._provenance = store, settings, dataset, provenance
-        self._permits = permits
+        self._permits, self._tell, self._done, self._finalizes = permits, note, done, finalizes
         self._inbox: queue.Queue[tuple[int, Event | None]] = queue.Queue()
         self._writer: BlockWriter | None = None
         self._sample_failed = False
@@ -53,15 +62,11 @@ class Committer(threading.Thread):
         self._finalized = time.monotonic()
         self._aborted = False
         self._awaited: Future[EncodedView] | None = None
-        self.committed: list[str] = []
-        self.failed: list[tuple[BlockState, str]] = []
         self.disk_full = False
         self.images = 0
-        """Images written so far, for the progress."""
-        self.stored = 0
-        """Images of the committed blocks."""
-        self._block_images = 0
-        self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """Images written so far, without those of blocks that were given up."""
+        self.at: tuple[str, int] = ("", 0)
+        """The block at hand, and how many of its images are written."""
         self.error: BaseException | None = None
 
     def emit(self, number: int, event: Event) -> None:
@@ -119,14 +124,14 @@ class Committer(threading.Thread):
 
     def _note(self, event: BeginBlock | BeginSample | LeaveOut) -> None:
         if isinstance(event, BeginBlock):
-            self._began, self._block_images = time.time(), 0
-            self._writer = self._store.start_block(event.block.plan.id, self._settings[event.block.plan.id])
+            self._began, self.at = time.time(), (event.block.plan.id, 0)
+            self._writer = self._store.start_block(event.block.plan.id, self._settings(event.block.plan))
             return
         assert self._writer is not None
         if isinstance(event, LeaveOut):
             (self._writer.skipped if event.expected else self._writer.dropped).append(event.note)
             if not event.expected:
-                self._tell(event.note)
+                self._tell_of(event.note)
             return
         scene = event.scene
         self._sample_failed, self._left_out = False, set()
@@ -151,7 +156,7 @@ class Committer(threading.Thread):
                 return
             self._writer.add_view(encoded)
             self.images += 1
-            self._block_images += 1
+            self.at = (self.at[0], self.at[1] + 1)
         except CancelledError:
             return
         except FrameError as error:
@@ -176,10 +181,10 @@ class Committer(threading.Thread):
         }
         receipt = writer.finish(block.generation, self._dataset, provenance)
         self._writer = None
-        if self._store.commit(receipt):
-            self.committed.append(block.plan.id)
-            self.stored += self._block_images
-        if time.monotonic() - self._finalized > FINALIZE_EVERY_S:
+        committed = self._store.commit(receipt)
+        images, self.at = self.at[1], ("", 0)
+        self._done(BlockOutcome(block.plan.id, committed, images if committed else 0))
+        if self._finalizes and time.monotonic() - self._finalized > FINALIZE_EVERY_S:
             self._store.finalize()
             self._finalized = time.monotonic()
 
@@ -187,27 +192,31 @@ class Committer(threading.Thread):
         if self._writer is not None:
             self._store.abandon(self._writer)
             self._writer = None
+        self.images -= self.at[1]
+        self.at = ("", 0)
         if self._store.has_receipt(block.plan.id, block.generation):
             # another writer was first, and its finaliser took our files
+            self._done(BlockOutcome(block.plan.id))
             return
         reason = " ".join(str(block.failure).split()) or type(block.failure).__name__
-        self.failed.append((block, reason))
-        self.notes.put(f"block {block.plan.id} failed: {reason}")
+        self._tell(f"block {block.plan.id} failed: {reason}")
+        transient = isinstance(block.failure, OSError)
         if isinstance(block.failure, OSError) and block.failure.errno in (errno.ENOSPC, errno.EDQUOT):
             # not the block's fault, and records of it would fill the disk further with every attempt
             self.disk_full = True
-            return
-        try:
-            self._store.fail(block.plan.id, reason)
-        except OSError as error:
-            # the report names the block all the same
-            self.notes.put(f"the failure of block {block.plan.id} could not be recorded: {error}")
+        else:
+            try:
+                self._store.fail(block.plan.id, reason)
+            except OSError as error:
+                # the report names the block all the same
+                self._tell(f"the failure of block {block.plan.id} could not be recorded: {error}")
+        self._done(BlockOutcome(block.plan.id, failure=reason, transient=transient, disk_full=self.disk_full))
 
     def _drop(self, sample: str, view: str | None, error: DitrCacheError) -> None:
         assert self._writer is not None
         note = FrameNote(sample=sample, view=view, reason=" ".join(str(error).split()))
         self._writer.dropped.append(note)
-        self._tell(note)
+        self._tell_of(note)
 
-    def _tell(self, note: FrameNote) -> None:
-        self.notes.put(f"{note.sample} {note.view or ''}: {note.reason}".replace(" :", ":"))
+    def _tell_of(self, note: FrameNote) -> None:
+        self._tell(f"{note.sample} {note.view or ''}: {note.reason}".replace(" :", ":"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Evaluate:
     def __init__(
         self,
         run: Path,
-        store: Path,
+        store: str | os.PathLike[str],
         options: LabelOptions | None = None,
         *,
         pictures: Path | None = None,

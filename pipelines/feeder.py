@@ -71,11 +71,11 @@ class Feeder(threading.Thread):
 
     Args:
         dataset: Where scenes come from.
-        blocks: What is to be done, in order.
+        blocks: What is to be done, in order; None where there is nothing to do at the moment.
         config: All settings.
         patch_size: Of the backbone.
         pool: Where frames are prepared.
-        frames: Queue for the ViT of whatever holds a permit, in order; None marks the end.
+        frames: Queue for the ViT of whatever holds a permit, in order, and of the ends of blocks; None marks the end.
         emit: Takes every event with its number, for the committer.
         permits: One for every frame and sample between here and the store: bounds memory whatever a scene's size.
         stopped: Whether to stop early.
@@ -84,11 +84,11 @@ class Feeder(threading.Thread):
     def __init__(
         self,
         dataset: Dataset,
-        blocks: Iterable[BlockState],
+        blocks: Iterable[BlockState | None],
         config: ExtractConfig,
         patch_size: int,
         pool: Executor,
-        frames: queue.Queue[FrameJob | BeginSample | None],
+        frames: queue.Queue[FrameJob | BeginSample | EndBlock | None],
         emit: Callable[[int, Event], None],
         permits: threading.Semaphore,
         stopped: Callable[[], bool],
@@ -105,12 +105,16 @@ class Feeder(threading.Thread):
             for block in self._blocks:
                 if self._stopped():
                     break
+                if block is None:
+                    continue
                 self._send(BeginBlock(block))
                 for sample in block.plan.samples:
                     self._feed_sample(block, sample)
                 if self._stopped():
                     break
-                self._send(EndBlock(block))
+                end = EndBlock(block)
+                self._send(end)
+                self._frames.put(end)
         except BaseException as error:
             self.error = error
         finally:

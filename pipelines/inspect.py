@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ditr_cache.errors import StoreNotFoundError
-from ditr_cache.store.documents import parse
+from ditr_cache.store.identity import read_identity
 from ditr_cache.store.locate import open_storage
-from ditr_cache.store.manifest import Manifest, Plan, build_manifest
+from ditr_cache.store.manifest import Manifest, build_manifest
 from ditr_cache.store.reader import SampleInfo, read_manifest
 from ditr_cache.store.receipt import FrameNote, Receipt
-from ditr_cache.store.writer import StoreWriter
+from ditr_cache.store.records import read_failures, read_plans, read_receipts
 
 __all__ = ["ArraySummary", "Info", "InfoReport", "SplitSummary"]
 
@@ -75,6 +75,8 @@ class InfoReport:
     """Of the worst block."""
     random_weights: bool
     class_names: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+    """What could not be found out."""
 
     def to_dict(self, *, samples: bool = True) -> dict[str, Any]:
         """Plain values.
@@ -96,14 +98,16 @@ class Info:
     """Reads the documents of a store.
 
     Args:
-        store: Its folder.
+        store: A folder or a URL.
 
     Raises:
         StoreNotFoundError: If there is no store.
+        ConfigError: If URLs of that kind cannot be read here.
     """
 
-    def __init__(self, store: Path) -> None:
-        self._path, self._writer = store, StoreWriter(store)
+    def __init__(self, store: str | os.PathLike[str]) -> None:
+        self._storage = open_storage(store)
+        self._identity = read_identity(self._storage)
 
     def run(self) -> InfoReport:
         """Read and sum up.
@@ -111,20 +115,22 @@ class Info:
         Raises:
             MetadataError: If a document is not valid.
             CorruptStoreError: If the manifest is damaged.
+            RemoteError: If a server cannot be reached, or refuses.
         """
-        receipts = list(self._writer.receipts())
+        listable = self._storage.listable
+        receipts = list(read_receipts(self._storage)) if listable else []
         manifest, version = self._manifest(receipts)
         present = list(manifest.blocks.values())
         shown = {(r.block, r.uuid) for r in present} if version else set()
-        newest = build_manifest(self._writer.identity, (), receipts).blocks.values()
+        newest = build_manifest(self._identity, (), receipts).blocks.values()
         missing = tuple(block.id for block in manifest.planned)
-        failures = self._writer.failures()
+        failures = read_failures(self._storage) if listable else {}
         samples = tuple(_samples(present))
         total = {k: sum(getattr(r.coverage, k) for r in present) for k in ("points", "seen", "hits", "rows", "views")}
         errors = [r.int8_cosine_error_p99 for r in present if r.int8_cosine_error_p99 is not None]
         backbone = manifest.identity.get("backbone")
         return InfoReport(
-            store=str(self._path),
+            store=str(self._storage.location),
             format_version=manifest.format_version,
             identity=manifest.identity,
             digest=manifest.digest,
@@ -148,16 +154,17 @@ class Info:
             int8_cosine_error_p99=max(errors, default=None),
             random_weights=isinstance(backbone, Mapping) and backbone.get("random_seed") is not None,
             class_names=manifest.dataset.class_names,
+            notes=() if listable else ("a web server cannot tell what failed, and what is not finalised yet",),
         )
 
     def _manifest(self, receipts: Iterable[Receipt]) -> tuple[Manifest, str | None]:
         """The current one, or the one that `finalize` would write if there is none: a first run may still be going."""
         try:
-            return read_manifest(open_storage(self._path))
+            return read_manifest(self._storage)
         except StoreNotFoundError:
-            paths = sorted((self._path / "plans").glob("[!.]*.json"))
-            plans = [parse(Plan, path.read_bytes(), str(path)) for path in paths]
-            return build_manifest(self._writer.identity, plans, receipts), None
+            if not self._storage.listable:
+                raise
+            return build_manifest(self._identity, read_plans(self._storage), receipts), None
 
 
 def _samples(receipts: Iterable[Receipt]) -> Iterable[SampleInfo]:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,27 +15,60 @@ import torch
 from ditr_cache.backbones import Backbone
 from ditr_cache.config import ExtractConfig
 from ditr_cache.datasets.base import Dataset
-from ditr_cache.errors import DatasetError
+from ditr_cache.errors import ConfigError, DatasetError
 from ditr_cache.images import decoder_name, target_size, variants
+from ditr_cache.pipelines.events import BlockState
 from ditr_cache.pipelines.feeder import select_views
-from ditr_cache.store.encode import BlockSettings
+from ditr_cache.store.encode import DRAWN_VIEWS, BlockSettings
 from ditr_cache.store.layout import FORMAT_VERSION, block_file_name
 from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample
+from ditr_cache.store.writer import StoreWriter
 from ditr_cache.types import BlockPlan
 
 __all__ = [
     "block_settings",
     "check_plan",
+    "check_shard",
     "check_size",
     "count_images",
     "dataset_entry",
+    "open_run",
     "plan_document",
+    "plan_sha256",
     "provenance",
     "store_identity",
 ]
 
-DRAWN_VIEWS = 10
-"""Views that the official training draws of a scene. Samples with more are read view by view, the others whole."""
+
+def open_run(
+    dataset: Dataset,
+    plan: Sequence[BlockPlan],
+    location: Path,
+    config: ExtractConfig,
+    backbone: Backbone,
+    shard: tuple[int, int],
+    *,
+    redo: bool,
+) -> tuple[StoreWriter, Sequence[BlockPlan], list[BlockState]]:
+    """Open or create the store and record what the run intends; nothing is written if any of it is refused.
+
+    Returns:
+        The store; the blocks of this shard; those of them that are not there, or all of them to `redo`.
+
+    Raises:
+        IdentityMismatchError: If the store was made with other settings.
+        DatasetError: If the plan is empty, or two of its blocks would be one file.
+        ConfigError: If the image size fits no patches of this backbone.
+    """
+    check_plan(plan, dataset.name)
+    check_size(config, backbone)
+    store = StoreWriter.create(location, store_identity(config, dataset, backbone))
+    store.add_plan(plan_document(dataset, plan, config))
+    mine = plan[shard[0] :: shard[1]]
+    done = {receipt.block: receipt.generation for receipt in store.receipts()}
+    if redo:
+        return store, mine, [BlockState(block, done.get(block.id, -1) + 1) for block in mine]
+    return store, mine, [BlockState(block, 0) for block in mine if block.id not in done]
 
 
 def store_identity(config: ExtractConfig, dataset: Dataset, backbone: Backbone) -> dict[str, Any]:
@@ -66,6 +101,16 @@ def block_settings(block: BlockPlan, config: ExtractConfig, backbone: Backbone) 
         class_token=backbone.has_class_token,
         align_views=most > DRAWN_VIEWS,
     )
+
+
+def check_shard(shard: tuple[int, int]) -> None:
+    """Refuse a part that does not exist.
+
+    Raises:
+        ConfigError: If not 0 <= i < n.
+    """
+    if not 0 <= shard[0] < shard[1]:
+        raise ConfigError(f"shard {shard[0]}/{shard[1]}: i/n needs 0 <= i < n")
 
 
 def check_plan(plan: Sequence[BlockPlan], where: str) -> None:
@@ -106,6 +151,11 @@ def plan_document(dataset: Dataset, plan: Sequence[BlockPlan], config: ExtractCo
             for block in plan
         ),
     )
+
+
+def plan_sha256(dataset: Dataset, plan: Sequence[BlockPlan], config: ExtractConfig) -> str:
+    """By which processes know that they see the same data set."""
+    return hashlib.sha256(plan_document(dataset, plan, config).to_bytes()).hexdigest()
 
 
 def count_images(block: BlockPlan, config: ExtractConfig) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ditr_cache.errors import CheckpointError, ConfigError
 from ditr_cache.models.segmentor import Segmentor
 from ditr_cache.models.weights import initialise
 from ditr_cache.pipelines.label_files import LabelSet
+from ditr_cache.store.locate import DEFAULT_CACHE_SIZE
 from ditr_cache.store.reader import FeatureStore, open_store
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.dataset import FeatureStoreDataset, split_samples
@@ -52,6 +54,10 @@ class LabelOptions:
     """Fragments of the test protocol that share a pass."""
     allow_incomplete: bool = False
     """Take a store of which blocks are missing."""
+    cache_dir: Path | None = None
+    """Where to keep what was read from a server; None: nowhere."""
+    cache_size: int = DEFAULT_CACHE_SIZE
+    """Bytes that the cache may take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +78,7 @@ class Labeller:
 
     Args:
         run: Folder of the run.
-        store: Folder of the store.
+        store: A folder or a URL.
         options: Which samples, how, where.
 
     Raises:
@@ -82,13 +88,13 @@ class Labeller:
         ConfigError: If no sample is left, or labels or points are missing.
     """
 
-    def __init__(self, run: Path, store: Path, options: LabelOptions) -> None:
+    def __init__(self, run: Path, store: str | os.PathLike[str], options: LabelOptions) -> None:
         self.run, self.options = run, options
         folder = RunFolder(run)
         if not folder.exists:
             raise CheckpointError("no run here", where=run, hint="Make one with: ditr-cache train STORE RUN")
         self.config = load_config(TrainConfig, [folder.config()])
-        self.store = open_store(store)
+        self.store = open_store(store, cache_dir=options.cache_dir, cache_size=options.cache_size)
         check_complete(self.store, allow_incomplete=options.allow_incomplete)
         _check_store(self.store, folder)
         began = folder.run()

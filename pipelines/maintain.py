@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ditr_cache.store.writer import StoreWriter
@@ -31,13 +31,14 @@ class Finalize:
     """Writes the manifest of all committed blocks.
 
     Args:
-        store: Folder of the store.
+        store: A folder or a URL.
 
     Raises:
         StoreNotFoundError: If there is no store.
+        ConfigError: If URLs of that kind cannot be written here.
     """
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: str | os.PathLike[str]) -> None:
         self._writer = StoreWriter(store)
 
     def run(self) -> FinalizeReport:
@@ -62,14 +63,15 @@ class CollectGarbage:
     """Removes what no receipt refers to.
 
     Args:
-        store: Folder of the store.
+        store: A folder or a URL.
         now: Also what a run that is still going might own.
 
     Raises:
         StoreNotFoundError: If there is no store.
+        ConfigError: If URLs of that kind cannot be written here.
     """
 
-    def __init__(self, store: Path, *, now: bool = False) -> None:
+    def __init__(self, store: str | os.PathLike[str], *, now: bool = False) -> None:
         self._writer, self._now = StoreWriter(store), now
 
     def run(self) -> CollectGarbageReport:

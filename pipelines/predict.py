@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Predict:
     def __init__(
         self,
         run: Path,
-        store: Path,
+        store: str | os.PathLike[str],
         out: Path,
         form: LabelFormat = "npy",
         options: LabelOptions | None = None,

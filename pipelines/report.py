@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ditr_cache.pipelines.outcome import BlockOutcome
 from ditr_cache.store.manifest import Manifest
 from ditr_cache.store.receipt import FrameNote
 
@@ -96,10 +97,8 @@ def coverage(manifest: Manifest) -> dict[str, int]:
 def summarise(
     manifest: Manifest,
     planned: Sequence[str],
-    committed: Sequence[str],
-    failed: dict[str, str],
+    outcomes: Sequence[BlockOutcome],
     *,
-    images: int,
     seconds: float,
     device: str,
     interrupted: bool,
@@ -109,16 +108,17 @@ def summarise(
     Args:
         manifest: Of the store after it.
         planned: Ids of the blocks of its shard.
-        committed: Those that it committed.
-        failed: Those that it gave up, with the reason.
-        images: Images of the committed blocks.
+        outcomes: How its blocks ended, one a block; blocks that it did not come to have none.
         seconds: How long it took.
         device: Where the ViT ran.
         interrupted: Whether it was asked to stop.
     """
     mine = set(planned)
+    committed = [outcome for outcome in outcomes if outcome.committed]
+    failed = {outcome.block: outcome.failure for outcome in outcomes if outcome.failure is not None}
+    images = sum(outcome.images for outcome in committed)
     receipts = [r for r in manifest.blocks.values() if r.block in mine]
-    skipped = {r.block for r in receipts} - {*committed, *failed}
+    skipped = {r.block for r in receipts} - {outcome.block for outcome in committed} - failed.keys()
     total = coverage(manifest)
     errors = [r.int8_cosine_error_p99 for r in receipts if r.int8_cosine_error_p99 is not None]
     return ExtractReport(

@@ -8,6 +8,7 @@ this process   forward and backward, update, evaluation, checkpoint
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 import time
@@ -32,6 +33,7 @@ from ditr_cache.pipelines.train_build import (
     loader_config,
 )
 from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
+from ditr_cache.store.locate import DEFAULT_CACHE_SIZE
 from ditr_cache.store.reader import open_store
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.distributed import World, join
@@ -56,25 +58,30 @@ class Train:
     """Runs stage two, alone or as one of the processes of `torchrun`.
 
     Args:
-        store: Folder of the store.
+        store: A folder or a URL.
         run: Folder of the run.
         config: All settings.
         resume: Go on with the run in the folder; begin one where there is none.
         allow_incomplete: Train on what a store has of its plan.
+        cache_dir: Where to keep what was read from a server; None: nowhere.
+        cache_size: Bytes that the cache may take.
         tracker: Who else listens.
     """
 
     def __init__(
         self,
-        store: Path,
+        store: str | os.PathLike[str],
         run: Path,
         config: TrainConfig,
         *,
         resume: bool = False,
         allow_incomplete: bool = False,
+        cache_dir: Path | None = None,
+        cache_size: int = DEFAULT_CACHE_SIZE,
         tracker: Tracker | None = None,
     ) -> None:
         self.store, self.folder, self.config, self.resume = store, RunFolder(run), config, resume
+        self._cache_dir, self._cache_size = cache_dir, cache_size
         self._allow_incomplete, self._listener = allow_incomplete, tracker or Nobody()
         self._stop = threading.Event()
 
@@ -143,7 +150,7 @@ class Train:
 
     def _task(self) -> Task:
         """The store, once it is known to be the right one."""
-        store = open_store(self.store)
+        store = open_store(self.store, cache_dir=self._cache_dir, cache_size=self._cache_size)
         check_complete(store, allow_incomplete=self._allow_incomplete)
         data = self.config.data
         found = coordinates(store, (*data.train_splits, *data.val_splits))
@@ -159,7 +166,7 @@ class Train:
         if not self.folder.exists:
             run = {
                 "store": {
-                    "path": str(self.store),
+                    "path": str(store.root),
                     "digest": store.digest,
                     "version": store.version,
                     "coordinates": coordinates_digest(task.coordinates),

@@ -68,7 +68,9 @@ def build_model(task: Task, config: TrainConfig, world: World, start: Checkpoint
 
 def loader_config(config: TrainConfig, world: World) -> LoaderConfig:
     """This process's share of the workers."""
-    return LoaderConfig(-(-config.run.workers // world.size), pin=world.device.type == "cuda")
+    run = config.run
+    share = -(-run.workers // world.size)
+    return LoaderConfig(share, run.prefetch, run.worker_kind, pin=world.device.type == "cuda")
 
 
 def build_batches(task: Task, config: TrainConfig, world: World, loader: LoaderConfig) -> TrainBatches:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from ditr_cache.errors import StoreError
 from ditr_cache.pipelines.progress import Progress, Silent
@@ -18,13 +18,13 @@ class Verify:
     """Reads a whole store.
 
     Args:
-        store: Its folder.
+        store: A folder or a URL.
         deep: All data, or only documents and the sizes of data objects.
         progress: Who listens; counts bytes.
     """
 
-    def __init__(self, store: Path, *, deep: bool = True, progress: Progress | None = None) -> None:
-        self._store, self._deep = store, deep
+    def __init__(self, store: str | os.PathLike[str], *, deep: bool = True, progress: Progress | None = None) -> None:
+        self._storage, self._deep = open_storage(store), deep
         self._progress: Progress = progress or Silent()
 
     def run(self) -> VerifyReport:
@@ -32,18 +32,19 @@ class Verify:
 
         Raises:
             StoreNotFoundError: If there is no store.
+            RemoteError: If its server cannot be reached.
         """
         if self._deep:
             self._progress.begin(self._bytes_to_read())
         try:
-            return verify_store(self._store, progress=self._progress.advance, deep=self._deep)
+            return verify_store(self._storage, progress=self._progress.advance, deep=self._deep)
         finally:
             self._progress.end()
 
     def _bytes_to_read(self) -> int:
         """Of the blocks; 0 where the manifest cannot tell, which verification will say better."""
         try:
-            manifest, _ = read_manifest(open_storage(self._store))
+            manifest, _ = read_manifest(self._storage)
         except (StoreError, OSError):
             return 0
         return sum(receipt.size for receipt in manifest.blocks.values())

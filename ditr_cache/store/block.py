@@ -63,6 +63,8 @@ class BlockWriter:
             ]
         }
         self._errors: list[NDArray[np.float32]] = []
+        self.known_error: float | None = None
+        """int8 only: the error that was measured when rows that come with none were made."""
         self._total = {"points": 0, "seen": 0, "hits": 0, "rows": 0, "views": 0}
         self._seen: NDArray[np.bool_] = np.zeros(0, bool)
         self._point_names: AbstractSet[str] = frozenset()
@@ -88,7 +90,32 @@ class BlockWriter:
         return bool(self._samples)
 
     def add_sample(self, sample_id: str, split: str, points: PointCloud) -> None:
-        """Begin a sample. Its views follow."""
+        """Begin a sample. Its views follow.
+
+        Raises:
+            SampleError: If its points have other attributes than those of the samples before it.
+        """
+        columns = self._columns(sample_id, points)
+        exact, order_free = coordinate_digests(points)
+        self._begin_sample(sample_id, split, len(points), exact, order_free)
+        self._add_points(points, columns)
+
+    def add_known_sample(self, sample: SampleEntry, points: PointCloud | None) -> None:
+        """Begin a sample that another store has: its digests are known, its points may not be.
+
+        Args:
+            sample: What that store says of it; its views follow.
+            points: Already compared with its digests; None where this store keeps no points.
+
+        Raises:
+            SampleError: If its points have other attributes than those of the samples before it.
+        """
+        columns = {} if points is None else self._columns(sample.id, points)
+        self._begin_sample(sample.id, sample.split, sample.points, sample.coord_sha256, sample.coord_sha256_sorted)
+        if points is not None:
+            self._add_points(points, columns)
+
+    def _columns(self, sample_id: str, points: PointCloud) -> dict[str, NDArray[Any]]:
         columns: dict[str, NDArray[Any] | None] = {
             "coord": points.coord,
             "color": points.color,
@@ -101,27 +128,31 @@ class BlockWriter:
         if self._samples and present.keys() != self._point_names:
             raise SampleError("its points have other attributes than those of the samples before it", where=sample_id)
         self._point_names = present.keys()
+        return present
+
+    def _begin_sample(self, sample_id: str, split: str, points: int, exact: str, order_free: str) -> None:
         self._count_seen()
         self._pad()
-        exact, order_free = coordinate_digests(points)
         start = self._sample_points[-1][1] if self._sample_points else 0
-        self._sample_points.append((start, start + len(points)))
+        self._sample_points.append((start, start + points))
         self._samples.append(
             {
                 "id": sample_id,
                 "split": split,
-                "points": len(points),
+                "points": points,
                 "views": [],
                 "coord_sha256": exact,
                 "coord_sha256_sorted": order_free,
             }
         )
-        self._total["points"] += len(points)
-        self._seen = np.zeros(len(points), bool)
+        self._total["points"] += points
+        self._seen = np.zeros(points, bool)
+
+    def _add_points(self, points: PointCloud, columns: Mapping[str, NDArray[Any]]) -> None:
         if not self.settings.points:
             return
         self._small["origin"].append(points.origin)
-        for name, array in present.items():
+        for name, array in columns.items():
             dtype = {"color": "uint8", "coord": "float32", "normal": "float32", "strength": "float32"}.get(
                 name, "int32"
             )
@@ -176,7 +207,7 @@ class BlockWriter:
         error = None
         if self.settings.dtype == "int8":
             errors = np.concatenate(self._errors) if self._errors else np.zeros(0, np.float32)
-            error = float(np.quantile(errors, 0.99)) if len(errors) else 0.0
+            error = max(float(np.quantile(errors, 0.99)) if len(errors) else 0.0, self.known_error or 0.0)
             if error > MAX_COSINE_ERROR_P99:
                 raise QuantisationError(
                     f"int8 loses too much: cosine error p99 is {error:.1e}, allowed {MAX_COSINE_ERROR_P99:.0e}",

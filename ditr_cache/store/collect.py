@@ -3,60 +3,68 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 
+from ditr_cache.store.commit_storage import CommitStorage
 from ditr_cache.store.layout import is_block_folder
+from ditr_cache.store.storage import Entry
 
-__all__ = ["ORPHAN_AGE_S", "changed", "rubbish"]
+__all__ = ["ORPHAN_AGE_S", "rubbish"]
 
 ORPHAN_AGE_S = 24 * 3600
 """How old a block without any receipt must be before it counts as abandoned."""
 
 
-def rubbish(store: Path, done: AbstractSet[str], kept: AbstractSet[str], manifest: str, *, now: bool) -> list[Path]:
-    """Paths to remove. To be called under the store's lock: temporary files beside it then belong to dead processes.
+def rubbish(
+    storage: CommitStorage, done: AbstractSet[str], kept: AbstractSet[str], manifest: str, *, now: bool
+) -> list[str]:
+    """Keys to remove; those of folders end with `/`. To be called under the store's lock.
+
+    Where that keeps others out, temporary files belong to dead processes, and blocks that were beaten to nobody.
 
     Args:
-        store: The store.
+        storage: The store, in which something has just been written.
         done: File names of the committed blocks; other folders of theirs were beaten.
         kept: Block folders that a receipt names, or that this process is writing.
         manifest: Name of the current manifest.
         now: Do not wait for things to be 24 hours old.
     """
-    horizon = time.time() - ORPHAN_AGE_S
-    removed: list[Path] = [*store.glob(".*.tmp"), *(store / "plans").glob(".*.tmp")]
-    removed += [
-        path
-        for path in sorted((store / "blocks").iterdir())
-        if is_block_folder(path.name)
-        and path.name not in kept
-        and (path.name[:-33] in done or now or _newest(path) < horizon)
-    ]
-    for folder in ("receipts", "failures"):
-        removed += [
-            path
-            for path in (store / folder).glob(".*.tmp")
-            # .<block>.<g>.json.<uuid>.tmp
-            if now or (folder == "receipts" and path.name[1:].rsplit(".", 4)[0] in done) or changed(path) < horizon
-        ]
-    removed += [p for p in (store / "failures").glob("[!.]*.json") if p.name[:-38] in done]
-    removed += [p for p in store.glob("manifest-*.json") if p.name != manifest and (now or changed(p) < horizon)]
-    return removed
+    root = storage.entries("")
+    # a server's clock and ours may differ: what has just been written tells what time it is there
+    clock = min(time.time(), max(entry.modified for entry in root if not entry.key.endswith("/")))
+    horizon = clock - ORPHAN_AGE_S
+
+    def goes(entry: Entry, *, at_once: bool) -> bool:
+        return now or at_once or _last_change(storage, entry) < horizon
+
+    removed = [e for e in _temporary([*root, *storage.entries("plans/")]) if goes(e, at_once=storage.locks)]
+    blocks = [e for e in storage.entries("blocks/") if is_block_folder(_name(e)) and _name(e) not in kept]
+    removed += [e for e in blocks if goes(e, at_once=storage.locks and _name(e)[:-33] in done)]
+    # .<block>.<g>.json.<uuid>.tmp
+    receipts = _temporary(storage.entries("receipts/"))
+    removed += [e for e in receipts if goes(e, at_once=_name(e)[1:].rsplit(".", 4)[0] in done)]
+    failures = storage.entries("failures/")
+    removed += [e for e in _temporary(failures) if goes(e, at_once=False)]
+    removed += [e for e in failures if not _name(e).startswith(".") and _name(e)[:-38] in done]
+    current = (manifest, manifest.removesuffix(".json") + ".sig")
+    removed += [e for e in root if _is_manifest(_name(e)) and _name(e) not in current and goes(e, at_once=False)]
+    return [entry.key for entry in removed]
 
 
-def changed(path: Path) -> float:
-    """When a file was last changed; never, if it is gone."""
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:
-        # its writer is alive and has just cleaned up: nothing to collect
-        return math.inf
+def _last_change(storage: CommitStorage, entry: Entry) -> float:
+    return storage.newest(entry.key) if entry.key.endswith("/") else entry.modified
 
 
-def _newest(folder: Path) -> float:
-    entries = ((parent, name) for parent, folders, files in os.walk(folder) for name in (".", *folders, *files))
-    return max((changed(Path(parent, name)) for parent, name in entries), default=math.inf)
+def _temporary(entries: list[Entry]) -> Iterator[Entry]:
+    return (entry for entry in entries if _name(entry).startswith(".") and _name(entry).endswith(".tmp"))
+
+
+def _is_manifest(name: str) -> bool:
+    """Or the signature of one, which goes with it."""
+    return name.startswith("manifest-") and name.endswith((".json", ".sig"))
+
+
+def _name(entry: Entry) -> str:
+    return entry.key.rstrip("/").rpartition("/")[2]

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditr_cache.types import PointCloud
 
-__all__ = ["coordinate_digests"]
+__all__ = ["coordinate_digests", "view_digest"]
 
 
 def coordinate_digests(points: PointCloud) -> tuple[str, str]:
@@ -19,6 +20,16 @@ def coordinate_digests(points: PointCloud) -> tuple[str, str]:
     origin = np.ascontiguousarray(points.origin, "<f8").tobytes()
     in_order = coord[_order(coord)]
     return hashlib.sha256(coord.tobytes() + origin).hexdigest(), hashlib.sha256(in_order.tobytes() + origin).hexdigest()
+
+
+def view_digest(
+    rows_RD: NDArray[Any], row_patch_R: NDArray[np.uint16], hit_step_H: NDArray[np.int32], hit_row_H: NDArray[np.uint16]
+) -> bytes:
+    """sha256 of a view: what is stored of it, little-endian, one after the other."""
+    digest = hashlib.sha256()
+    for array in (rows_RD, row_patch_R, hit_step_H, hit_row_H):
+        digest.update(np.ascontiguousarray(array).data if array.size else b"")
+    return digest.digest()
 
 
 def _order(coord_N3: NDArray[np.float32]) -> NDArray[np.intp]:

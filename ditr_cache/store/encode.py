@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from ditr_cache.errors import FrameError
+from ditr_cache.store.digests import view_digest
 from ditr_cache.store.layout import Codec
 from ditr_cache.store.quantize import quantise
 from ditr_cache.types import Camera
 
-__all__ = ["BlockSettings", "EncodedView", "encode_view"]
+__all__ = ["DRAWN_VIEWS", "BlockSettings", "EncodedView", "encode_view"]
+
+DRAWN_VIEWS = 10
+"""Views that the official training draws of a scene. Samples with more are read view by view, the others whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,6 @@ def encode_view(
     else:
         rows = half_RD.numpy()
     hit_step = np.diff(hit_point, prepend=np.int32(0))
-    digest = hashlib.sha256()
-    for array in (rows, row_patch, hit_step, hit_row):
-        digest.update(np.ascontiguousarray(array).data if array.size else b"")
     return EncodedView(
         name=name,
         variant=variant,
@@ -117,6 +117,6 @@ def encode_view(
         hit_row=hit_row,
         cls=None if cls is None else cls.numpy(),
         cosine_error=error,
-        sha256=digest.digest(),
+        sha256=view_digest(rows, row_patch, hit_step, hit_row),
         hit_step=hit_step,
     )

@@ -99,6 +99,12 @@ class LocalFile:
         self.close()
 
 
+def _fail_unless_gone(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 class LocalStorage:
     """A folder, on a disk or a network file system.
 
@@ -129,12 +135,12 @@ class LocalStorage:
             file.close()
 
     def exists(self, key: str) -> bool:
-        """Whether there is such a file."""
-        return (self.location / key).is_file()
+        """Whether there is such a file, or something else that reading it will refuse."""
+        return os.path.lexists(self.location / key)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All files below a folder, temporary ones (`.*`) aside; those that go meanwhile are left out."""
-        for parent, _, names in os.walk(self.location / prefix):
+        for parent, _, names in os.walk(self.location / prefix, onerror=_fail_unless_gone):
             folder = Path(parent)
             for name in sorted(names):
                 if name.startswith("."):

@@ -190,9 +190,18 @@ class Receipt(Document):
     @property
     def objects(self) -> list[str]:
         """Paths of all its objects, relative to the store."""
-        data = [f"{name}/{data_object(entry.shape)}" for name, entry in self.arrays.items() if entry.data]
-        names = ["zarr.json", *(f"{name}/zarr.json" for name in self.arrays), *data]
-        return [f"{self.folder}/{name}" for name in names]
+        return list(self.object_entries)
+
+    @property
+    def object_entries(self) -> dict[str, ObjectEntry]:
+        """All its objects: path, relative to the store, to size and hash."""
+        folder = self.folder
+        found = {f"{folder}/zarr.json": self.metadata}
+        found |= {f"{folder}/{name}/zarr.json": entry.metadata for name, entry in self.arrays.items()}
+        for name, entry in self.arrays.items():
+            if entry.data is not None:
+                found[f"{folder}/{name}/{data_object(entry.shape)}"] = entry.data
+        return found
 
     @property
     def size(self) -> int:

@@ -69,6 +69,10 @@ class Storage(Protocol):
     def remote(self) -> bool:
         """Whether every request costs a round trip."""
 
+    @property
+    def listable(self) -> bool:
+        """Whether `list` can; plain web servers cannot."""
+
     def open(self, key: str, size: int | None = None) -> ObjectFile:
         """An object for ranged reads.
 

@@ -4,28 +4,27 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from ditr_cache.errors import MetadataError, StoreError
+from ditr_cache.errors import StoreError
 from ditr_cache.store.layout import MAX_DOCUMENT_BYTES, array_spec, data_object, shard_index_bytes
-from ditr_cache.store.local import open_inside
 from ditr_cache.store.receipt import ArrayEntry, ObjectEntry
 from ditr_cache.store.shard import decode_chunk
+from ditr_cache.store.storage import ObjectFile, Storage
 
 __all__ = ["ArrayStream", "Findings", "Problem", "read_document"]
 
 T = TypeVar("T")
 
-_STEP = 1 << 22
+_STEP = 1 << 21
+"""Bytes that are read at a time. A block has about ten large arrays, which are read side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +40,14 @@ class Problem:
 class Findings:
     """What has been found so far."""
 
-    root: Path
+    storage: Storage
     progress: Callable[[int], object] | None = None
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
     objects: int = 0
     bytes: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of objects on a server that a listing has told, which saves asking for each."""
 
     def problem(self, path: str, what: str) -> None:
         """Record damage."""
@@ -79,19 +80,22 @@ class Findings:
             self._record(path, error)
 
     def _record(self, path: str, error: StoreError | OSError) -> None:
-        self.problem(
-            path, error.what if isinstance(error, StoreError) else f"cannot be read: {error.strerror or error}"
-        )
+        self.problem(path, _said(error))
+
+
+def _said(error: StoreError | OSError) -> str:
+    return error.what if isinstance(error, StoreError) else f"cannot be read: {error.strerror or error}"
 
 
 def read_document(found: Findings, path: str, entry: ObjectEntry | None = None) -> bytes | None:
     """All bytes of a small object, compared with what is said of it; None and a problem if it cannot be read."""
     data: bytes | None = None
-    with found.guard(path), os.fdopen(open_inside(found.root, path), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_DOCUMENT_BYTES:
-            raise MetadataError(f"{size:,} bytes are too many for a document")
-        data = file.read()
+    with found.guard(path):
+        expected = found.sizes.get(path, MAX_DOCUMENT_BYTES if entry is None else entry.size)
+        # servers are not asked how large an object is where that is known
+        limit = min(max(expected, 1), MAX_DOCUMENT_BYTES) if found.storage.remote else MAX_DOCUMENT_BYTES
+        data = found.storage.read(path, limit)
+        size = len(data)
         found.objects += 1
         found.add_bytes(size)
         if entry is not None and size != entry.size:
@@ -102,7 +106,7 @@ def read_document(found: Findings, path: str, entry: ObjectEntry | None = None) 
 
 
 class ArrayStream:
-    """Rows of one array in order. Memory: one chunk.
+    """Rows of one array in order. Memory: one chunk, and 2 MiB that were read ahead.
 
     Args:
         found: Where problems go.
@@ -116,23 +120,23 @@ class ArrayStream:
         """Whether all rows handed out so far are the ones that were written."""
         self._found, self._entry, self._name = found, entry, name
         self._path = f"{folder}/{name}/{data_object(entry.shape)}"
-        self._fd, self._size, self._next, self._at = -1, 0, 0, 0
+        self._file: ObjectFile | None = None
+        self._size, self._next, self._at = 0, 0, 0
+        self._ahead, self._ahead_at = b"", 0
         self._index: list[tuple[int, int]] = []
         self._rest: NDArray[Any] = np.empty((0, *entry.shape[1:]), np.dtype(entry.dtype).newbyteorder("<"))
         self._object_sha, self._content_sha = hashlib.sha256(), hashlib.sha256()
         if entry.data is None:
             return
         with found.guard(self._path):
-            self._fd = open_inside(found.root, self._path)
-            self._size = os.fstat(self._fd).st_size
+            self._file = found.storage.open(self._path, found.sizes.get(self._path))
+            self._size = self._file.size
             if self._size == entry.data.size:
                 self._index = self._read_index(array_spec(name).chunk_rows is not None)
             else:
                 self._damaged(f"{self._size:,} bytes, the receipt says {entry.data.size:,}")
-        if self._fd < 0:
-            self.intact = False
-        else:
-            found.objects += 1
+        self.intact = self.intact and self._file is not None
+        found.objects += self._file is not None
 
     def pieces(self, n: int) -> Iterator[NDArray[Any]]:
         """The next `n` rows, at most a chunk at a time. Ends early, and `intact` turns False, if they are damaged."""
@@ -158,21 +162,32 @@ class ArrayStream:
 
     def close(self) -> None:
         """Check what has not been asked for, and the hashes of it all."""
-        if self._fd < 0:
+        if self._file is None:
             return
         with self._found.guard(self._path):
             while self._next < len(self._index):
                 self._next_chunk()
-            while data := os.pread(self._fd, _STEP, self._at):
+            while data := self._read(self._at, _STEP):
                 self._take_bytes(data)
-        os.close(self._fd)
-        self._fd = -1
+        self._file.close()
+        self._file = None
         entry = self._entry
         assert entry.data is not None
         if self._size == entry.data.size and self._object_sha.hexdigest() != entry.data.sha256:
             self._found.problem(self._path, "sha256 is not that of the receipt")
         if self.intact and entry.sha256 not in (None, self._content_sha.hexdigest()):
             self._found.problem(self._path, "decodes to other content than the receipt says (sha256)")
+
+    def _read(self, start: int, n: int) -> bytes:
+        """At most `n` bytes from `start` on, out of larger reads: what comes next will be asked for next."""
+        assert self._file is not None
+        n = min(n, self._size - start)
+        if n <= 0:
+            return b""
+        at = start - self._ahead_at
+        if at < 0 or at + n > len(self._ahead):
+            self._ahead, self._ahead_at, at = self._file.read(start, max(n, _STEP)), start, 0
+        return self._ahead[at : at + n]
 
     def _damaged(self, what: str) -> None:
         self.intact = False
@@ -188,7 +203,8 @@ class ArrayStream:
         if not sharded:
             return [(0, self._size)]
         end = self._size - shard_index_bytes(chunks)
-        raw = os.pread(self._fd, shard_index_bytes(chunks), end)
+        assert self._file is not None
+        raw = self._file.read(end, shard_index_bytes(chunks))
         if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             self._damaged("the shard index is damaged (crc32c)")
             return []
@@ -215,9 +231,9 @@ class ArrayStream:
             self._damaged(f"chunk {number} is larger than a compressor can make it")
             return none
         try:
-            data = os.pread(self._fd, size, offset)
-        except OSError as error:
-            self._damaged(f"cannot be read: {error.strerror or error}")
+            data = self._read(offset, size)
+        except (StoreError, OSError) as error:
+            self._damaged(_said(error))
             return none
         self._take_bytes(data)
         if len(data) != size or google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):

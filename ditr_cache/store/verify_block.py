@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,11 @@ def check_block(found: Findings, receipt: Receipt, *, deep: bool) -> None:
         receipt: Already valid by itself.
         deep: Read and decode the data objects too. False: documents, and the sizes of the data objects.
     """
+    sizes = _sizes(found, receipt.folder)
+    if found.storage.remote:
+        found.sizes |= sizes
     _check_documents(found, receipt)
-    _check_entries(found, receipt)
+    _check_entries(found, receipt, sizes)
     if not deep:
         return
     streams = {name: ArrayStream(found, receipt.folder, name, entry) for name, entry in receipt.arrays.items()}
@@ -80,7 +84,7 @@ def _parse(found: Findings, path: str, data: bytes | None) -> dict[str, Any] | N
     return document
 
 
-def _check_entries(found: Findings, receipt: Receipt) -> None:
+def _check_entries(found: Findings, receipt: Receipt, sizes: dict[str, int]) -> None:
     """Every object is there and has its size; what else lies there is only noted."""
     expected = set(receipt.objects)
     for name, entry in receipt.arrays.items():
@@ -88,14 +92,31 @@ def _check_entries(found: Findings, receipt: Receipt) -> None:
             continue
         path = f"{receipt.folder}/{name}/{data_object(entry.shape)}"
         with found.guard(path):
-            size = (found.root / path).lstat().st_size
+            size = sizes[path] if path in sizes else _size(found, path)
             if size != entry.data.size:
                 found.problem(path, f"{size:,} bytes, the receipt says {entry.data.size:,}")
-    for parent, _, files in os.walk(found.root / receipt.folder):
-        for file in files:
-            relative = os.path.relpath(os.path.join(parent, file), found.root)
-            if relative not in expected:
-                found.note(relative, "is no part of the store")
+    for path in sorted(sizes.keys() - expected):
+        found.note(path, "is no part of the store")
+
+
+def _sizes(found: Findings, folder: str) -> dict[str, int]:
+    """Bytes of all that lies in a block's folder, hidden files and links too; nothing where that cannot be seen."""
+    storage, sizes = found.storage, {}
+    if not storage.remote:
+        root = Path(storage.location)
+        for parent, _, files in os.walk(root / folder):
+            for path in (Path(parent, file) for file in files):
+                sizes[path.relative_to(root).as_posix()] = path.lstat().st_size
+    elif storage.listable:
+        with found.guard(folder):
+            sizes = {entry.key: entry.size for entry in storage.list(f"{folder}/")}
+    return sizes
+
+
+def _size(found: Findings, path: str) -> int:
+    file = found.storage.open(path)
+    file.close()
+    return file.size
 
 
 class _Content:

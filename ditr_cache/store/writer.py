@@ -9,22 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditr_cache.config import canonical_json
-from ditr_cache.errors import IdentityMismatchError, MetadataError, StoreError, StoreNotFoundError
+from ditr_cache.errors import IdentityMismatchError, StoreError
 from ditr_cache.store.card import store_card
-from ditr_cache.store.collect import changed, rubbish
-from ditr_cache.store.documents import parse
+from ditr_cache.store.collect import rubbish
+from ditr_cache.store.commit_storage import CommitStorage
 from ditr_cache.store.filesystem import Filesystem
-from ditr_cache.store.layout import FORMAT_VERSION, block_file_name, group_document
+from ditr_cache.store.identity import identity_difference, read_identity, root_document
+from ditr_cache.store.layout import block_file_name
+from ditr_cache.store.locate import open_writable_storage
 from ditr_cache.store.manifest import Manifest, Plan, build_manifest
 from ditr_cache.store.receipt import Receipt
+from ditr_cache.store.records import (
+    list_documents,
+    read_failures,
+    read_plans,
+    read_receipt,
+    read_receipts,
+    receipt_key,
+    record_failure,
+)
 
 if TYPE_CHECKING:
     from ditr_cache.store.block import BlockWriter
@@ -33,97 +44,74 @@ if TYPE_CHECKING:
 __all__ = ["StoreWriter", "identity_difference", "read_identity", "root_document"]
 
 
-def root_document(identity: Mapping[str, Any]) -> bytes:
-    """The store's own `zarr.json`."""
-    attributes = {"ditr_cache": {"format_version": FORMAT_VERSION, "identity": dict(identity)}}
-    return json.dumps(group_document(attributes), indent=2, sort_keys=True, allow_nan=False).encode()
-
-
-def read_identity(store: Path) -> dict[str, Any]:
-    """The identity in a store's root.
-
-    Raises:
-        StoreNotFoundError: If there is no store.
-        MetadataError: If the root is not that of a store of this format version.
-    """
-    where = store / "zarr.json"
-    try:
-        data = where.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreNotFoundError(
-            "no store here", where=store, hint="Make one with: ditr-cache extract SOURCE STORE"
-        ) from error
-    try:
-        attributes = json.loads(data)["attributes"]["ditr_cache"]
-        version, identity = attributes["format_version"], attributes["identity"]
-        # NaN, lone surrogates and what is nested too deeply cannot be written again
-        root_document(identity)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MetadataError("not the root of a ditr-cache store", where=where) from error
-    if version != FORMAT_VERSION or not isinstance(identity, dict):
-        raise MetadataError(
-            f"format version {version!r}, this program reads {FORMAT_VERSION}", where=where, hint="Upgrade ditr-cache."
-        )
-    return identity
-
-
-def identity_difference(have: Any, want: Any, path: str = "") -> list[str]:
-    """Lines `key: store has X, asked for Y` for everything in which two identities differ."""
-    if isinstance(have, Mapping) and isinstance(want, Mapping):
-        lines = []
-        for key in sorted(have.keys() | want.keys()):
-            lines += identity_difference(have.get(key), want.get(key), f"{path}.{key}" if path else str(key))
-        return lines
-    if have == want:
-        return []
-    return [f"{path}: the store has {json.dumps(have)}, asked for {json.dumps(want)}"]
-
-
 class StoreWriter:
     """A store that is being filled.
 
     Args:
-        path: Folder of the store.
-        fs: Durable operations.
+        location: A folder or a URL, or what `open_writable_storage` made of it.
+        fs: Durable operations of a folder.
+
+    Raises:
+        StoreNotFoundError: If there is no store.
+        ConfigError: If URLs of that kind cannot be written here.
     """
 
-    def __init__(self, path: Path, fs: Filesystem | None = None) -> None:
-        self.path = path
-        self.identity = read_identity(path)
-        self._fs = fs or Filesystem()
+    def __init__(self, location: str | os.PathLike[str] | CommitStorage, fs: Filesystem | None = None) -> None:
+        self.storage = open_writable_storage(location, fs) if isinstance(location, str | os.PathLike) else location
+        """Where its objects are."""
+        self.identity = read_identity(self.storage)
         self._active: set[str] = set()
 
+    @property
+    def location(self) -> Path | str:
+        """A path, or a URL without credentials."""
+        return self.storage.location
+
     @classmethod
-    def create(cls, path: Path, identity: Mapping[str, Any], fs: Filesystem | None = None) -> StoreWriter:
+    def create(
+        cls,
+        location: str | os.PathLike[str],
+        identity: Mapping[str, Any],
+        fs: Filesystem | None = None,
+        *,
+        single_writer: bool = False,
+    ) -> StoreWriter:
         """Open a store of that identity, creating it if need be.
+
+        Args:
+            location: A folder or a URL.
+            identity: Compared with that of a store which is there.
+            fs: Durable operations of a folder.
+            single_writer: The caller sees to it that nobody else writes: take object storage without conditional
+                requests, too.
 
         Raises:
             IdentityMismatchError: If there is one of another identity; the message lists every difference.
-            StoreError: If the folder holds something else.
+            StoreError: If the folder holds something else, or the server lets two writers overwrite each other.
+            ConfigError: If URLs of that kind cannot be written here.
         """
-        fs = fs or Filesystem()
-        if path.exists() and not path.is_dir():
-            raise StoreError("this is a file, a store is a folder", where=path)
-        if path.is_dir() and not (path / "zarr.json").exists():
-            others = [p.name for p in path.iterdir() if not _is_ours(p.name)]
+        storage = open_writable_storage(location, fs, single_writer=single_writer)
+        if not storage.exists("zarr.json"):
+            others = [entry.key.rstrip("/") for entry in storage.entries("") if not _is_ours(entry.key)]
             # another process may have created the store since
-            if others and not (path / "zarr.json").exists():
+            if others and not storage.exists("zarr.json"):
                 raise StoreError(
                     f"the folder is not empty and not a store (it holds {sorted(others)[0]})",
-                    where=path,
+                    where=storage.location,
                     hint="Name a new folder.",
                 )
-        _make_folders(path, fs)
-        with fs.lock(path / ".lock"):
-            if not (path / "zarr.json").exists():
-                fs.create_exclusively(path / "zarr.json", root_document(identity))
-        writer = cls(path, fs)
+        storage.prove()
+        storage.prepare()
+        with storage.lock():
+            if not storage.exists("zarr.json"):
+                storage.create_exclusively("zarr.json", root_document(identity))
+        writer = cls(storage)
         plain = json.loads(canonical_json(identity))
         if writer.identity != plain:
             raise IdentityMismatchError(
                 "the store was made with other settings:\n  "
                 + "\n  ".join(identity_difference(writer.identity, plain)),
-                where=path,
+                where=storage.location,
                 hint="Ask for the store's settings, or name a new store.",
             )
         return writer
@@ -135,31 +123,28 @@ class StoreWriter:
             StoreError: If it puts a sample into another block than an earlier plan, or into two.
         """
         data = plan.to_bytes()
-        path = self.path / "plans" / f"{hashlib.sha256(data).hexdigest()}.json"
-        with self._fs.lock(self.path / ".lock"):
-            if path.exists():
+        key = f"plans/{hashlib.sha256(data).hexdigest()}.json"
+        with self.storage.lock():
+            if self.storage.exists(key):
                 return
-            block_of: dict[str, str] = {}
-            for block in (block for known in (*self._plans(), plan) for block in known.blocks):
-                for sample in block.samples:
-                    if block_of.setdefault(sample.id, block.id) != block.id:
-                        raise StoreError(
-                            f"sample {sample.id} is planned in blocks {block_of[sample.id]} and {block.id}",
-                            where=self.path,
-                            hint="Name a new store for this data.",
-                        )
-            self._fs.create_exclusively(path, data)
+            self._check_plan(plan)
+            self.storage.create_exclusively(key, data)
+            if self.storage.locks:
+                return
+        try:
+            # another one may have come at the same time: of two that do not agree, at most one stays
+            self._check_plan(plan)
+        except StoreError:
+            self.storage.remove(key)
+            raise
 
     def receipt(self, block: str) -> Receipt | None:
         """The newest receipt of a block; None if it is not committed."""
-        name = block_file_name(block)
-        found = [p for p in (self.path / "receipts").glob("*.json") if p.name.rsplit(".", 2)[0] == name]
-        receipts = [self._read_receipt(path) for path in found]
-        return max(receipts, key=lambda r: r.generation, default=None)
+        return read_receipt(self.storage, block)
 
     def has_receipt(self, block: str, generation: int = 0) -> bool:
         """Whether that generation of a block is committed; a look-up, not a listing."""
-        return (self.path / "receipts" / f"{block_file_name(block)}.{generation}.json").exists()
+        return self.storage.exists(receipt_key(block, generation))
 
     def committed(self) -> set[str]:
         """Ids of all committed blocks."""
@@ -167,8 +152,7 @@ class StoreWriter:
 
     def receipts(self) -> Iterator[Receipt]:
         """All receipts, of every generation, in the order of their names."""
-        for path in sorted((self.path / "receipts").glob("[!.]*.json")):
-            yield self._read_receipt(path)
+        return read_receipts(self.storage)
 
     def start_block(self, block: str, settings: BlockSettings) -> BlockWriter:
         """Begin a block under a fresh name."""
@@ -176,92 +160,79 @@ class StoreWriter:
         from ditr_cache.store.block import BlockWriter
 
         unique = uuid.uuid4().hex
-        folder = self.path / "blocks" / f"{block_file_name(block)}-{unique}"
-        self._active.add(folder.name)
+        name = _folder_name(block, unique)
+        folder, fs = self.storage.workspace(f"blocks/{name}")
+        self._active.add(name)
         try:
-            return BlockWriter(folder, block, unique, settings, self._fs)
+            return BlockWriter(folder, block, unique, settings, fs)
         except OSError:
-            self._active.discard(folder.name)
+            self._active.discard(name)
             raise
 
     def commit(self, receipt: Receipt) -> bool:
         """Make a finished block count. False if another writer was first; its block stands, ours is removed.
 
+        The block is what `start_block` began, or all its objects were put into `storage` by the caller.
+
         Raises:
-            StoreError: If a collector took the block's files.
+            StoreError: If objects are missing: a collector took the block's files.
+            OSError: If the medium or the server fails; the block does not count then, and may be done again.
         """
         # collectors take what is left of a block that is done, and cannot tell it from one that is being done again
-        with self._fs.lock(self.path / ".lock") if receipt.generation else nullcontext():
-            return self._commit(receipt)
+        with self.storage.lock() if receipt.generation else nullcontext():
+            try:
+                return self._commit(receipt)
+            finally:
+                self._active.discard(receipt.folder.removeprefix("blocks/"))
 
     def _commit(self, receipt: Receipt) -> bool:
-        name = f"{block_file_name(receipt.block)}.{receipt.generation}.json"
-        path = self.path / "receipts" / name
+        storage, key = self.storage, receipt_key(receipt.block, receipt.generation)
         data = receipt.to_bytes()
+        storage.publish(receipt.folder, receipt.objects)
+        there = {entry.key: entry.size for entry in storage.list(f"{receipt.folder}/")}
+        whole = all(there.get(name) == entry.size for name, entry in receipt.object_entries.items())
         # in this order: whose files are gone because another was first finds that one's receipt
-        if not all((self.path / name).is_file() for name in receipt.objects) and not path.exists():
-            self._active.discard(receipt.folder.removeprefix("blocks/"))
-            self._fs.remove_tree(self.path / receipt.folder)
+        if not whole and not storage.exists(key):
+            storage.withdraw(receipt.folder, key)
             raise StoreError(
                 "its files were collected while it was written",
                 where=receipt.block,
                 hint="Run the same command again, without `gc --now` or another run's finalising beside it.",
             )
         try:
-            won = self._fs.create_exclusively(path, data)
+            won = storage.create_exclusively(key, data)
         except FileNotFoundError:
             # a collector may take our temporary file only when the block has a receipt already
-            won = path.exists() and path.read_bytes() == data
+            won = storage.exists(key) and storage.read(key) == data
         except OSError:
-            # a full disk must not keep the block as well; but a receipt that stands refers to it
-            self._active.discard(receipt.folder.removeprefix("blocks/"))
-            if not path.exists():
-                self._fs.remove_tree(self.path / receipt.folder)
+            storage.withdraw(receipt.folder, key)
             raise
-        self._active.discard(receipt.folder.removeprefix("blocks/"))
-        if not won:
-            self._fs.remove_tree(self.path / receipt.folder)
+        if not won and receipt.uuid.encode() not in storage.read(key):
+            storage.remove_tree(receipt.folder)
         return won
 
     def abandon(self, block: BlockWriter) -> None:
         """Remove an unfinished block."""
-        self._active.discard(block.folder.name)
+        self._active.discard(_folder_name(block.block, block.uuid))
         block.abort()
 
     def fail(self, block: str, reason: str) -> None:
         """Record why a block has no receipt, in place of earlier records. The next run tries it again."""
-        record = {"block": block, "reason": reason, "time": round(time.time())}
-        body = canonical_json(record)
-        document = canonical_json({"failure": record, "sha256": hashlib.sha256(body.encode()).hexdigest()})
-        name = block_file_name(block)
-        earlier = [p for p in (self.path / "failures").glob("[!.]*.json") if p.name[:-38] == name]
-        self._fs.create_exclusively(self.path / "failures" / f"{name}-{uuid.uuid4().hex}.json", document.encode())
-        for path in earlier:
-            self._fs.remove(path)
+        record_failure(self.storage, block, reason)
 
     def failures(self) -> dict[str, str]:
         """Latest reason by block, for blocks that have no receipt."""
-        done, found = self.committed(), {}
-        for path in sorted((self.path / "failures").glob("[!.]*.json"), key=changed):
-            try:
-                record = json.loads(path.read_bytes())["failure"]
-                block, reason = str(record["block"]), str(record["reason"])
-            except FileNotFoundError:
-                # its block was committed meanwhile
-                continue
-            except (ValueError, KeyError, TypeError) as error:
-                raise MetadataError("not a failure record", where=path, hint="Remove the file.") from error
-            if block not in done:
-                found[block] = reason
-        return found
+        done = self.committed()
+        return {block: reason for block, reason in read_failures(self.storage).items() if block not in done}
 
     def finalize(self) -> Manifest:
         """Write the manifest of all receipts and point LATEST to it.
 
-        Listing and swapping happen under one lock, and the receipts are listed again before it is let go: two naive
-        finalisers lost 5 of 10 blocks when tried.
+        A slow finaliser must not take back what a fast one published: listing and swapping happen under one lock, or
+        else the swap fails if LATEST is no longer what it was before the listing. Afterwards the receipts are listed
+        again: two naive finalisers lost 5 of 10 blocks when tried.
         """
-        with self._fs.lock(self.path / ".lock"):
+        with self.storage.lock():
             manifest, name = self._point_latest()
             self._collect(manifest, now=False, keep=name)
         return manifest
@@ -273,61 +244,63 @@ class StoreWriter:
             now: Also blocks without any receipt that are younger than 24 hours, and those that a newer generation
                 replaced. Only when no writer is at work.
         """
-        with self._fs.lock(self.path / ".lock"):
+        with self.storage.lock():
             # first, so that no reader is sent to what goes
             manifest, name = self._point_latest()
             return self._collect(manifest, now=now, keep=name)
 
     def _point_latest(self) -> tuple[Manifest, str]:
-        # archives have no empty folders, and a power cut may take them
-        _make_folders(self.path, self._fs)
+        storage = self.storage
+        storage.prepare()
         while True:
+            # before anything is listed: who swaps later has seen more
+            latest = storage.look("LATEST")
             names = self._receipt_names()
             # a receipt that is listed but not flushed would be in the manifest, and gone after a power cut
-            self._fs.sync_folder(self.path / "receipts")
-            manifest = build_manifest(self.identity, self._plans(), self.receipts())
+            storage.flush("receipts/")
+            manifest = build_manifest(self.identity, read_plans(storage), self.receipts())
             data = manifest.to_bytes()
             name = f"manifest-{hashlib.sha256(data).hexdigest()}.json"
-            if not (self._fs.create_exclusively(self.path / name, data)):
+            if not storage.create_exclusively(name, data):
                 # one that was damaged since
-                self._fs.replace(self.path / name, data)
-            self._fs.replace(self.path / "STORE_CARD.md", store_card(manifest).encode())
-            self._fs.replace(self.path / "LATEST", f"{name}\n".encode())
-            if self._receipt_names() == names:
+                storage.replace(name, data)
+            # before LATEST: whoever swaps last has then written the card last, too
+            storage.replace("STORE_CARD.md", store_card(manifest).encode())
+            if storage.swap("LATEST", f"{name}\n".encode(), latest) and self._receipt_names() == names:
                 return manifest, name
 
     def _collect(self, manifest: Manifest, *, now: bool, keep: str) -> list[str]:
         # called under the lock
         referred = manifest.blocks.values() if now else self.receipts()
         kept = self._active | {receipt.folder.removeprefix("blocks/") for receipt in referred}
-        removed = rubbish(self.path, {block_file_name(b) for b in manifest.blocks}, kept, keep, now=now)
-        for path in removed:
-            if path.is_dir() and not path.is_symlink():
-                self._fs.remove_tree(path)
+        removed = rubbish(self.storage, {block_file_name(b) for b in manifest.blocks}, kept, keep, now=now)
+        for key in removed:
+            if key.endswith("/"):
+                self.storage.remove_tree(key)
             else:
-                self._fs.remove(path)
-        return [str(p.relative_to(self.path)) for p in removed]
+                self.storage.remove(key)
+        return [key.rstrip("/") for key in removed]
 
-    def _plans(self) -> Iterable[Plan]:
-        for path in sorted((self.path / "plans").glob("[!.]*.json")):
-            yield parse(Plan, path.read_bytes(), str(path))
+    def _check_plan(self, plan: Plan) -> None:
+        block_of: dict[str, str] = {}
+        for block in (block for known in (*read_plans(self.storage), plan) for block in known.blocks):
+            for sample in block.samples:
+                if block_of.setdefault(sample.id, block.id) != block.id:
+                    raise StoreError(
+                        f"sample {sample.id} is planned in blocks {block_of[sample.id]} and {block.id}",
+                        where=self.location,
+                        hint="Name a new store for this data.",
+                    )
 
     def _receipt_names(self) -> list[str]:
-        return sorted(p.name for p in (self.path / "receipts").glob("[!.]*.json"))
-
-    def _read_receipt(self, path: Path) -> Receipt:
-        receipt = parse(Receipt, path.read_bytes(), str(path))
-        if path.name != f"{block_file_name(receipt.block)}.{receipt.generation}.json":
-            raise MetadataError(f"this receipt is for block {receipt.block}", where=path)
-        return receipt
+        return [entry.key for entry in list_documents(self.storage, "receipts")]
 
 
-def _make_folders(store: Path, fs: Filesystem) -> None:
-    for folder in ("plans", "blocks", "receipts", "failures"):
-        fs.make_folder(store / folder)
+def _folder_name(block: str, unique: str) -> str:
+    return f"{block_file_name(block)}-{unique}"
 
 
-def _is_ours(name: str) -> bool:
-    return name in {"plans", "blocks", "receipts", "failures", ".lock"} or (
-        name.startswith(".") and name.endswith(".tmp")
+def _is_ours(key: str) -> bool:
+    return key in {"plans/", "blocks/", "receipts/", "failures/", ".lock"} or (
+        key.startswith(".") and key.endswith(".tmp")
     )

@@ -91,7 +91,12 @@ class RunConfig(_Model):
     threads: int | None = Field(None, ge=1, le=1024)
     """Threads of a process; null: torch's choice."""
     workers: int = Field(8, ge=0, le=1024)
-    """Processes that prepare data, over all training processes; 0: none, training waits."""
+    """How many prepare data, over all training processes; 0: none, training waits."""
+    worker_kind: Literal["process", "thread"] = "process"
+    """What they are: processes share the work of transforms, threads save the way between processes and are enough
+    where transforms are light or the store is far away."""
+    prefetch: int = Field(2, ge=1, le=256)
+    """Batches that each of them prepares ahead."""
     eval_every: int = Field(1, ge=1)
     """Epochs between evaluations; the last one is always evaluated."""
     checkpoint_every: int | None = Field(None, ge=1)

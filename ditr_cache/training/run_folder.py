@@ -28,7 +28,8 @@ from ditr_cache.training.config import TrainConfig
 
 __all__ = ["FREE", "RunFolder", "config_difference", "git_revision"]
 
-FREE = frozenset({"run.device", "run.threads", "run.workers", "run.log_every", "run.checkpoint_every"})
+_LOADER = frozenset({"run.workers", "run.worker_kind", "run.prefetch"})
+FREE = frozenset({"run.device", "run.threads", "run.log_every", "run.checkpoint_every"}) | _LOADER
 """Settings that decide how a run is done and not what comes out; they may change when it goes on."""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function applied to keys by processes of their own; the results come in the keys' order, whatever their number."""
+"""A function applied to keys by processes or threads; the results come in the keys' order, whatever their number."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import signal
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -30,9 +32,12 @@ class LoaderConfig:
     """Who prepares data."""
 
     workers: int = 0
-    """Processes; 0: none, whoever iterates does it."""
+    """How many; 0: none, whoever iterates does it."""
     prefetch: int = 2
-    """Results that each process prepares ahead."""
+    """Results that each of them prepares ahead."""
+    kind: Literal["process", "thread"] = "process"
+    """Processes share the work of transforms, but every result has to travel from one to another. Threads hand results
+    over for nothing, and wait for servers as well as processes do, but only one at a time runs Python."""
     pin: bool = False
     """Page-locked memory, from which copies to CUDA run beside the computation. Without CUDA it means nothing."""
 
@@ -49,6 +54,9 @@ def load(make: Callable[[K], V], keys: Iterable[K], loader: LoaderConfig) -> Ite
         DitrCacheError: As `make` raised it.
         TrainingError: If a worker died.
     """
+    if loader.workers and loader.kind == "thread":
+        yield from _load_in_threads(make, keys, loader)
+        return
     options: dict[str, Any] = {}
     if loader.workers:
         options = {
@@ -81,6 +89,28 @@ def load(make: Callable[[K], V], keys: Iterable[K], loader: LoaderConfig) -> Ite
         if result.error is not None:
             raise result.error from _WorkerError(result.trace)
         yield result.key, result.value  # type: ignore[misc]
+
+
+def _load_in_threads(make: Callable[[K], V], keys: Iterable[K], loader: LoaderConfig) -> Iterator[tuple[K, V]]:
+    """`load` by threads of this process."""
+    pin = loader.pin and torch.cuda.is_available()
+    pool = ThreadPoolExecutor(loader.workers, thread_name_prefix="ditr-cache-data")
+    waiting: deque[tuple[K, Future[V]]] = deque()
+
+    def first() -> tuple[K, V]:
+        key, result = waiting.popleft()
+        return key, _pinned(result.result()) if pin else result.result()
+
+    try:
+        for key in keys:
+            waiting.append((key, pool.submit(make, key)))
+            if len(waiting) > loader.workers * loader.prefetch:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        # what is being made has nobody to go to, and is not waited for
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _WorkerError(Exception):

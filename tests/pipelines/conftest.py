@@ -4,7 +4,9 @@
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,9 @@ from ditr_cache.datasets import open_dataset
 from ditr_cache.errors import SampleError
 from ditr_cache.pipelines.extract import Extract
 from ditr_cache.types import BlockPlan, Camera, PointCloud, SamplePlan, Scene, View
+
+# tests of clusters import `dask_world`
+sys.path.insert(0, str(Path(__file__).parent))
 
 PATCH = 4
 HEIGHT, WIDTH = 20, 28

@@ -50,14 +50,14 @@ def age(path: Path, seconds: float) -> None:
 
 
 def block_folders(writer: StoreWriter) -> set[str]:
-    return {p.name for p in (writer.path / "blocks").iterdir()}
+    return {p.name for p in (writer.location / "blocks").iterdir()}
 
 
 def test_another_identity_is_refused_with_every_difference(writer):
     other = {**IDENTITY, "images": {"mean": [0.5, 0.25, 0.25], "size": [30, 40], "filter": "bicubic"}}
     other["backbone"] = {"name": "dinov2"}
     with pytest.raises(IdentityMismatchError) as caught:
-        StoreWriter.create(writer.path, other)
+        StoreWriter.create(writer.location, other)
     message = str(caught.value)
     assert 'backbone.name: the store has "noise", asked for "dinov2"' in message
     assert "backbone.random_seed: the store has 0, asked for null" in message
@@ -69,8 +69,8 @@ def test_another_identity_is_refused_with_every_difference(writer):
 
 
 def test_the_same_identity_opens_the_store(writer):
-    again = StoreWriter.create(writer.path, dict(reversed(IDENTITY.items())))
-    assert again.identity == IDENTITY == read_identity(writer.path)
+    again = StoreWriter.create(writer.location, dict(reversed(IDENTITY.items())))
+    assert again.identity == IDENTITY == read_identity(writer.location)
     assert again.committed() == {"b0"}
 
 
@@ -98,18 +98,18 @@ def test_planned_blocks_that_are_missing_are_listed(writer):
     manifest = writer.finalize()
     assert [b.id for b in manifest.planned] == ["b1", "b2"]
     assert manifest.planned[0].samples[0].views == ("view 0",)
-    assert "2 planned and missing" in (writer.path / "STORE_CARD.md").read_text()
+    assert "2 planned and missing" in (writer.location / "STORE_CARD.md").read_text()
     for block in BLOCKS[1:]:
         writer.commit(write_block(writer, block, S))
     assert writer.finalize().planned == ()
-    assert "Incomplete" not in (writer.path / "STORE_CARD.md").read_text()
+    assert "Incomplete" not in (writer.location / "STORE_CARD.md").read_text()
 
 
 def test_plans_of_several_runs_add_up(writer):
     more = Plan(dataset=DATASET, blocks=(random_block(9, "b9").plan,))
     for _ in range(2):
         writer.add_plan(more)
-    assert len(list((writer.path / "plans").iterdir())) == 2
+    assert len(list((writer.location / "plans").iterdir())) == 2
     assert [b.id for b in writer.finalize().planned] == ["b1", "b2", "b9"]
 
 
@@ -189,7 +189,7 @@ def test_a_block_that_cannot_even_begin_leaves_nothing(tmp_path, files):
 
 def test_failures_are_recorded_and_end_with_success(writer):
     writer.fail("b1", "first reason")
-    age(writer.path / "failures", 10)
+    age(writer.location / "failures", 10)
     writer.fail("b1", "second reason")
     writer.fail("b2", "wände fehlen")
     writer.fail("b0", "somebody else did it")
@@ -197,12 +197,12 @@ def test_failures_are_recorded_and_end_with_success(writer):
     writer.commit(write_block(writer, BLOCKS[1], S))
     assert writer.failures() == {"b2": "wände fehlen"}
     writer.finalize()
-    assert [p.name[:3] for p in (writer.path / "failures").iterdir()] == ["b2-"]
-    assert verify_store(writer.path).problems == ()
+    assert [p.name[:3] for p in (writer.location / "failures").iterdir()] == ["b2-"]
+    assert verify_store(writer.location).problems == ()
 
 
 def test_a_damaged_failure_record_is_named(writer):
-    (writer.path / "failures" / f"b1-{'0' * 32}.json").write_text("{}")
+    (writer.location / "failures" / f"b1-{'0' * 32}.json").write_text("{}")
     with pytest.raises(MetadataError, match="not a failure record"):
         writer.failures()
 
@@ -214,20 +214,20 @@ def test_a_newer_generation_holds(writer):
     manifest = writer.finalize()
     assert manifest.blocks["b0"].generation == 1 == writer.receipt("b0").generation
     assert list(manifest.superseded) == ["b0.0"]
-    with open_store(writer.path) as store:
+    with open_store(writer.location) as store:
         rows = store.read("b0/s0", rule="last").features.rows
     np.testing.assert_array_equal(rows, other.samples[0].views[0].rows.astype(np.float16))
     # readers may have the old one open: it stays until it is asked for
-    assert (writer.path / first.folder).is_dir()
+    assert (writer.location / first.folder).is_dir()
     assert writer.collect(now=True)
-    assert not (writer.path / first.folder).exists()
-    assert sorted(p.name for p in (writer.path / "receipts").iterdir()) == ["b0.0.json", "b0.1.json"]
-    assert verify_store(writer.path).problems == ()
+    assert not (writer.location / first.folder).exists()
+    assert sorted(p.name for p in (writer.location / "receipts").iterdir()) == ["b0.0.json", "b0.1.json"]
+    assert verify_store(writer.location).problems == ()
 
 
 def test_an_orphan_waits_a_day_unless_its_block_is_done(writer):
-    elsewhere = StoreWriter(writer.path, NoSync())
-    young, old, beaten = (elsewhere.path / write_block(elsewhere, BLOCKS[i], S).folder for i in (1, 2, 0))
+    elsewhere = StoreWriter(writer.location, NoSync())
+    young, old, beaten = (elsewhere.location / write_block(elsewhere, BLOCKS[i], S).folder for i in (1, 2, 0))
     age(old, DAY + 60)
     writer.finalize()
     assert young.is_dir()
@@ -238,7 +238,7 @@ def test_an_orphan_waits_a_day_unless_its_block_is_done(writer):
     os.utime(young / "features" / "c" / "0" / "0")
     writer.finalize()
     assert young.is_dir()
-    assert writer.collect(now=True) == [str(young.relative_to(writer.path))]
+    assert writer.collect(now=True) == [str(young.relative_to(writer.location))]
     assert not young.exists()
 
 
@@ -254,24 +254,24 @@ def test_a_block_of_ones_own_is_never_collected(writer):
 
 def test_old_manifests_and_temporary_files_go_in_time(writer):
     writer.finalize()
-    first = next(writer.path.glob("manifest-*"))
+    first = next(writer.location.glob("manifest-*"))
     for name in (".LATEST.x.tmp", "plans/.p.x.tmp", "receipts/.b0.1.json.x.tmp", "receipts/.b1.0.json.x.tmp"):
-        (writer.path / name).write_bytes(b"half")
+        (writer.location / name).write_bytes(b"half")
     writer.commit(write_block(writer, BLOCKS[1], S))
-    (writer.path / "receipts" / ".b2.0.json.x.tmp").write_bytes(b"half")
+    (writer.location / "receipts" / ".b2.0.json.x.tmp").write_bytes(b"half")
     writer.finalize()
     assert first.exists()
     # only the one of a block that nobody has committed may belong to a live writer
-    assert [p.name for p in writer.path.rglob(".*.tmp")] == [".b2.0.json.x.tmp"]
+    assert [p.name for p in writer.location.rglob(".*.tmp")] == [".b2.0.json.x.tmp"]
     age(first, DAY + 60)
-    age(writer.path / "receipts", DAY + 60)
+    age(writer.location / "receipts", DAY + 60)
     writer.collect()
     assert not first.exists()
-    assert list(writer.path.rglob(".*.tmp")) == []
+    assert list(writer.location.rglob(".*.tmp")) == []
 
 
 def test_a_live_failure_record_of_a_block_with_a_similar_name_is_left_alone(writer):
-    live = writer.path / "failures" / f".b0.1-{'0' * 32}.json.x.tmp"
+    live = writer.location / "failures" / f".b0.1-{'0' * 32}.json.x.tmp"
     live.write_bytes(b"half")
     writer.finalize()
     assert live.exists()
@@ -281,9 +281,9 @@ def test_collecting_follows_no_links(writer, tmp_path):
     outside = tmp_path / "precious"
     outside.mkdir()
     (outside / "file").write_text("keep me")
-    link = writer.path / "blocks" / f"b1-{'0' * 32}"
+    link = writer.location / "blocks" / f"b1-{'0' * 32}"
     link.symlink_to(outside)
-    inside = writer.path / "blocks" / f"b2-{'0' * 32}"
+    inside = writer.location / "blocks" / f"b2-{'0' * 32}"
     inside.mkdir()
     (inside / "link").symlink_to(outside)
     writer.collect(now=True)
@@ -293,8 +293,8 @@ def test_collecting_follows_no_links(writer, tmp_path):
 
 
 def test_a_receipt_under_another_name_is_refused(writer):
-    receipt = writer.path / "receipts" / "b0.0.json"
-    (writer.path / "receipts" / "b1.0.json").write_bytes(receipt.read_bytes())
+    receipt = writer.location / "receipts" / "b0.0.json"
+    (writer.location / "receipts" / "b1.0.json").write_bytes(receipt.read_bytes())
     with pytest.raises(MetadataError, match="for block b0"):
         writer.finalize()
 

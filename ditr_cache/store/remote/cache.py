@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
+import numpy as np
 
 __all__ = ["DiskCache"]
 
@@ -57,7 +58,7 @@ class DiskCache:
             self._warn(error)
             return None
         body = memoryview(data)[:-_CHECKSUM]
-        if len(data) < _CHECKSUM or google_crc32c.value(bytes(body)) != int.from_bytes(data[-_CHECKSUM:], "little"):
+        if len(data) < _CHECKSUM or _crc32c(body) != int.from_bytes(data[-_CHECKSUM:], "little"):
             path.unlink(missing_ok=True)
             return None
         return body
@@ -69,7 +70,7 @@ class DiskCache:
             return
         path = self._path(name)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        checksum = google_crc32c.value(bytes(data)).to_bytes(_CHECKSUM, "little")
+        checksum = _crc32c(data).to_bytes(_CHECKSUM, "little")
         try:
             # writing too is under the lock: who makes room would not see what is reserved and not there yet
             with self._lock() as counter:
@@ -126,3 +127,9 @@ class DiskCache:
         if not self._warned:
             self._warned = True
             _LOG.warning("the cache in %s is not used: %s", self._folder.parent, error.strerror or error)
+
+
+def _crc32c(data: memoryview) -> int:
+    # the library takes bytes and arrays, no memoryview; an array costs no copy
+    value: int = google_crc32c.value(np.frombuffer(data, np.uint8))
+    return value

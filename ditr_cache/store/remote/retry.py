@@ -20,18 +20,19 @@ ATTEMPTS = 8
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
-def retrying(request: Callable[[], T], where: str) -> T:
+def retrying(request: Callable[[], T], where: str, *, attempts: int = ATTEMPTS) -> T:
     """What `request` returns.
 
     Args:
         request: Asks a server once.
         where: What it asks for, for people: a URL without credentials.
+        attempts: How often to ask.
 
     Raises:
         CorruptStoreError: If the server says that there is no such object.
         RemoteError: If it refuses, or `request` has failed too often.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             return request()
         except (StoreError, ConfigError):
@@ -48,10 +49,10 @@ def retrying(request: Callable[[], T], where: str) -> T:
             ) from error
         except Exception as error:
             # libraries have trees of their own, which share nothing but this root
-            if attempt == ATTEMPTS:
+            if attempt == attempts:
                 reason = scrub(str(error)) or type(error).__name__
                 raise RemoteError(
-                    f"the server does not answer as it should, {ATTEMPTS} times: {reason}", where=where
+                    f"the server does not answer as it should, {attempts} times: {reason}", where=where
                 ) from error
             pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
             time.sleep(pause * random.uniform(0.5, 1.0))

@@ -114,6 +114,11 @@ class RemoteStorage:
                     self._cache = DiskCache(Path(self._cache_dir), self._cache_size)
             return self._client
 
+    @property
+    def listable(self) -> bool:
+        """Whether `list` can; plain web servers cannot."""
+        return not self._url.lower().startswith(("http://", "https://"))
+
     def open(self, key: str, size: int | None = None) -> RemoteFile:
         """An object for ranged reads; see `Storage.open`. Asks the server only where `size` is not known."""
         return RemoteFile(self, key, self._size(key) if size is None else size)
