@@ -70,7 +70,6 @@ def test_no_command_shows_help_and_fails(run):
         (["extract", "synthetic:"], "Missing argument 'STORE'"),
         (["info", "x", "--jsn"], "--json"),
         (["info", "x", "-q", "-v"], "-q and -v exclude each other"),
-        (["info", "s3://bucket/store"], "not at s3:// URLs"),
         (["extract", "synthetic:", "x", "--dataset", "sunrgbd"], "nerfstudio, nuscenes, scannet"),
         (["extract", "synthetic:", "x", "--shard", "3/3"], "0 <= i < n"),
         (["completion", "tcsh"], "'bash', 'zsh', 'fish'"),

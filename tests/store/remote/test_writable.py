@@ -143,7 +143,9 @@ def test_a_sound_server_is_believed_and_nothing_is_left_of_the_proof(storage):
     assert list(storage.list("")) == []
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/store", "https://user:secret@host/s?key=secret", "sftp://host/store"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/store", "https://user:secret@host/s?key=secret", "sftp://host/store"]
+)
 def test_where_nothing_can_be_exclusive_nothing_is_written(url):
     with pytest.raises(ConfigError, match="cannot be written") as caught:
         StoreWriter.create(url, {"a": 1})
