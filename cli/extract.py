@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.interrupt import graceful_stop
-from ditr_cache.cli.options import Shard, StoreFolder, config_options, reports, shard_from_slurm
+from ditr_cache.cli.options import Shard, StoreLocation, config_options, reports, shard_from_slurm
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.progress import progress_for
 from ditr_cache.cli.text import bytes_, duration, number, share
@@ -51,14 +51,14 @@ Examples:
   ditr-cache extract /data/scannet scannet.store -n
   ditr-cache extract /data/nuscenes nus.store -s store.dtype=int8
   ditr-cache extract my-capture out.store --weights dinov2-base/
-  ditr-cache extract /data/scannet scannet.store --shard 3/16
+  ditr-cache extract /data/scannet s3://bucket/scannet --shard 3/16
   ditr-cache extract /data/scannet scannet.store --workers 4
   ditr-cache extract /data/scannet scannet.store --scheduler tcp://head:8786
 
 All settings: ditr-cache config show extract""",
 )
 @click.argument("source", type=click.Path())
-@click.argument("store", type=StoreFolder())
+@click.argument("store", type=StoreLocation())
 @click.option(
     "--dataset",
     "dataset_name",
@@ -94,12 +94,17 @@ All settings: ditr-cache config show extract""",
     help="The workers of a Dask scheduler, on any number of machines: tcp://host:8786, or the file it wrote.",
 )
 @click.option("--redo", is_flag=True, help="Do finished blocks again, too.")
+@click.option(
+    "--single-writer",
+    is_flag=True,
+    help="Nothing else writes to STORE: take a server, too, that would let two writers overwrite each other.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done: images, bytes, time.")
 @reports(resumes=True)
 def command(
     output: Output,
     source: str,
-    store: Path,
+    store: Path | str,
     dataset_name: str,
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -108,18 +113,22 @@ def command(
     workers: int | None,
     scheduler: str | None,
     redo: bool,
+    single_writer: bool,
     dry_run: bool,
 ) -> ExitCode:
     """Extract the features of a data set into a store.
 
-    SOURCE is a data set in its own layout, or synthetic: for generated rooms. STORE is a folder; if it is there, what
-    is missing in it is added. An interrupted run goes on when the same command is given again.
+    SOURCE is a data set in its own layout, or synthetic: for generated rooms. STORE is a folder or the URL of one in a
+    bucket (s3://, gs://, az://); if it is there, what is missing in it is added. An interrupted run goes on when the
+    same command is given again.
     """
     if scheduler is not None and workers is not None:
         raise click.UsageError("--workers and --scheduler exclude each other.")
     if scheduler is not None and shard is not None:
         raise click.UsageError("--shard and --scheduler exclude each other: the scheduler distributes all blocks.")
     many = workers is not None or scheduler is not None
+    if many and single_writer:
+        raise click.UsageError("--single-writer excludes --workers and --scheduler: every worker writes.")
     # workers of a scheduler run in folders of their own
     dataset = _open(os.path.abspath(source) if many and os.path.exists(source) else source, dataset_name, output)
     config = _configure(dataset, configs, overrides, weights)
@@ -146,7 +155,9 @@ def command(
                 dataset, store, config, cluster, shard=part, redo=redo, progress=progress
             )
         else:
-            pipeline = Extract(dataset, store, config, shard=part, redo=redo, progress=progress)
+            pipeline = Extract(
+                dataset, store, config, shard=part, redo=redo, single_writer=single_writer, progress=progress
+            )
         with graceful_stop(pipeline.request_stop):
             report = pipeline.run()
     _show_report(output, report, store)
@@ -212,11 +223,11 @@ def _show_estimate(output: Output, estimate: Estimate, config: ExtractConfig) ->
             ("time", f"about {duration(estimate.seconds)} ({estimate.seconds_per_image:.3f} s an image)"),
         ]
     )
-    if size > estimate.free_bytes:
+    if estimate.free_bytes is not None and size > estimate.free_bytes:
         output.warning(f"the store will need about {bytes_(size)}, and {bytes_(estimate.free_bytes)} are free")
 
 
-def _show_report(output: Output, report: ExtractReport, store: Path) -> None:
+def _show_report(output: Output, report: ExtractReport, store: Path | str) -> None:
     output.document(report.to_dict())
     done, there, failed = number(report.blocks_done), number(report.blocks_skipped), number(report.blocks_failed)
     facts: list[tuple[str, object]] = [

@@ -56,7 +56,7 @@ class ClusterExtract:
     def __init__(
         self,
         dataset: Dataset,
-        store: Path,
+        store: Path | str,
         config: ExtractConfig,
         cluster: Cluster,
         *,

@@ -20,6 +20,7 @@ from ditr_cache.images import variants
 from ditr_cache.pipelines.events import PreparedFrame
 from ditr_cache.pipelines.feeder import prepare_frame, select_views
 from ditr_cache.pipelines.report import Estimate
+from ditr_cache.store.locate import local_path
 from ditr_cache.store.quantize import quantise
 from ditr_cache.types import SamplePlan
 
@@ -35,7 +36,7 @@ POINT_BYTES = 31
 
 
 def estimate(
-    dataset: Dataset, store: Path, config: ExtractConfig, backbone: Backbone, shard: tuple[int, int]
+    dataset: Dataset, store: Path | str, config: ExtractConfig, backbone: Backbone, shard: tuple[int, int]
 ) -> Estimate:
     """Measure frames of the first usable sample.
 
@@ -60,7 +61,6 @@ def estimate(
     mean_hits = sum(len(p.hits.hit_row) for p in prepared) / len(prepared)
     per_image = (2 + HIT_BYTES * mean_hits / max(1.0, mean_rows)) * mean_rows + 512
     kept_points = points * len(samples) * POINT_BYTES if config.store.points else 0
-    parent = next(p for p in (store, *store.absolute().parents) if p.exists())
     return Estimate(
         blocks=len(plan),
         samples=len(samples),
@@ -72,11 +72,18 @@ def estimate(
         seconds=round(images * seconds, 1),
         seconds_per_image=round(seconds, 5),
         int8_cosine_error_p99=float(np.quantile(errors, 0.99)) if len(errors) else None,
-        free_bytes=shutil.disk_usage(parent).free,
+        free_bytes=_free_bytes(store),
         device=str(backbone.device),
         grid=prepared[0].grid,
         dim=backbone.dim,
     )
+
+
+def _free_bytes(store: Path | str) -> int | None:
+    folder = local_path(store)
+    if folder is None:
+        return None
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
 
 
 def _measure_preparing(

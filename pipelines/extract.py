@@ -32,10 +32,11 @@ class Extract:
 
     Args:
         dataset: Source of scenes.
-        store: Where the store is; created if need be.
+        store: A folder or a URL; created if need be.
         config: All settings.
         shard: (i, n): do the planned blocks with index mod n = i.
         redo: Do committed blocks again, as their next generation.
+        single_writer: Nobody else writes to the store: object storage without conditional requests will do.
         progress: Who listens.
         backbone: Loaded from the settings if not given.
     """
@@ -43,18 +44,19 @@ class Extract:
     def __init__(
         self,
         dataset: Dataset,
-        store: Path,
+        store: Path | str,
         config: ExtractConfig,
         *,
         shard: tuple[int, int] = (0, 1),
         redo: bool = False,
+        single_writer: bool = False,
         progress: Progress | None = None,
         backbone: Backbone | None = None,
     ) -> None:
         check_shard(shard)
         self.dataset, self.path, self.config, self.shard, self.redo = dataset, store, config, shard, redo
         self.progress: Progress = progress or Silent()
-        self._backbone = backbone
+        self._backbone, self._single_writer = backbone, single_writer
         self._stop = threading.Event()
 
     def request_stop(self) -> None:
@@ -77,7 +79,16 @@ class Extract:
         began = time.monotonic()
         plan = self.dataset.plan()
         backbone = self._load_backbone()
-        store, mine, todo = open_run(self.dataset, plan, self.path, self.config, backbone, self.shard, redo=self.redo)
+        store, mine, todo = open_run(
+            self.dataset,
+            plan,
+            self.path,
+            self.config,
+            backbone,
+            self.shard,
+            redo=self.redo,
+            single_writer=self._single_writer,
+        )
         self.progress.begin(sum(count_images(block.plan, self.config) for block in todo))
         outcomes: dict[str, BlockOutcome] = {}
         try:

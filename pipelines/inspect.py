@@ -12,7 +12,7 @@ from ditr_cache.errors import StoreNotFoundError
 from ditr_cache.store.identity import read_identity
 from ditr_cache.store.locate import open_storage
 from ditr_cache.store.manifest import Manifest, build_manifest
-from ditr_cache.store.reader import SampleInfo, read_manifest
+from ditr_cache.store.reader import SampleInfo, read_manifest, split_version
 from ditr_cache.store.receipt import FrameNote, Receipt
 from ditr_cache.store.records import read_failures, read_plans, read_receipts
 
@@ -98,7 +98,7 @@ class Info:
     """Reads the documents of a store.
 
     Args:
-        store: A folder or a URL.
+        store: A folder or a URL; with `@sha256:<version>` behind it, that version.
 
     Raises:
         StoreNotFoundError: If there is no store.
@@ -106,7 +106,8 @@ class Info:
     """
 
     def __init__(self, store: str | os.PathLike[str]) -> None:
-        self._storage = open_storage(store)
+        location, self._version = split_version(store)
+        self._storage = open_storage(location)
         self._identity = read_identity(self._storage)
 
     def run(self) -> InfoReport:
@@ -117,14 +118,15 @@ class Info:
             CorruptStoreError: If the manifest is damaged.
             RemoteError: If a server cannot be reached, or refuses.
         """
-        listable = self._storage.listable
-        receipts = list(read_receipts(self._storage)) if listable else []
+        # a version is what its manifest says
+        whole = self._storage.listable and self._version is None
+        receipts = list(read_receipts(self._storage)) if whole else []
         manifest, version = self._manifest(receipts)
         present = list(manifest.blocks.values())
         shown = {(r.block, r.uuid) for r in present} if version else set()
         newest = build_manifest(self._identity, (), receipts).blocks.values()
         missing = tuple(block.id for block in manifest.planned)
-        failures = read_failures(self._storage) if listable else {}
+        failures = read_failures(self._storage) if self._storage.listable else {}
         samples = tuple(_samples(present))
         total = {k: sum(getattr(r.coverage, k) for r in present) for k in ("points", "seen", "hits", "rows", "views")}
         errors = [r.int8_cosine_error_p99 for r in present if r.int8_cosine_error_p99 is not None]
@@ -154,15 +156,17 @@ class Info:
             int8_cosine_error_p99=max(errors, default=None),
             random_weights=isinstance(backbone, Mapping) and backbone.get("random_seed") is not None,
             class_names=manifest.dataset.class_names,
-            notes=() if listable else ("a web server cannot tell what failed, and what is not finalised yet",),
+            notes=()
+            if self._storage.listable
+            else ("a web server cannot tell what failed, and what is not finalised yet",),
         )
 
     def _manifest(self, receipts: Iterable[Receipt]) -> tuple[Manifest, str | None]:
         """The current one, or the one that `finalize` would write if there is none: a first run may still be going."""
         try:
-            return read_manifest(self._storage)
+            return read_manifest(self._storage, self._version)
         except StoreNotFoundError:
-            if not self._storage.listable:
+            if self._version is not None or not self._storage.listable:
                 raise
             return build_manifest(self._identity, read_plans(self._storage), receipts), None
 

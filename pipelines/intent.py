@@ -43,12 +43,13 @@ __all__ = [
 def open_run(
     dataset: Dataset,
     plan: Sequence[BlockPlan],
-    location: Path,
+    location: Path | str,
     config: ExtractConfig,
     backbone: Backbone,
     shard: tuple[int, int],
     *,
     redo: bool,
+    single_writer: bool = False,
 ) -> tuple[StoreWriter, Sequence[BlockPlan], list[BlockState]]:
     """Open or create the store and record what the run intends; nothing is written if any of it is refused.
 
@@ -62,7 +63,7 @@ def open_run(
     """
     check_plan(plan, dataset.name)
     check_size(config, backbone)
-    store = StoreWriter.create(location, store_identity(config, dataset, backbone))
+    store = StoreWriter.create(location, store_identity(config, dataset, backbone), single_writer=single_writer)
     store.add_plan(plan_document(dataset, plan, config))
     mine = plan[shard[0] :: shard[1]]
     done = {receipt.block: receipt.generation for receipt in store.receipts()}

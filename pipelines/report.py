@@ -76,7 +76,8 @@ class Estimate:
     seconds_per_image: float
     int8_cosine_error_p99: float | None
     """On the measured frames; int8 is refused above 1e-4."""
-    free_bytes: int
+    free_bytes: int | None
+    """On the disk; None: the store is not on one."""
     device: str
     grid: tuple[int, int]
     dim: int

@@ -97,17 +97,24 @@ class Transfer:
     def __enter__(self) -> Self:
         if not self.storage.remote:
             self._lock = _lock(Path(self.storage.location))
-        receipts = list(self.writer.receipts())
-        self._names = {receipt_name(receipt) for receipt in receipts}
-        self.have = {receipt.block: receipt for receipt in sorted(receipts, key=lambda r: r.generation)}
-        """The newest receipt of every block that is there."""
-        self._sizes = {entry.key: entry.size for entry in self.storage.list("blocks/")}
+        try:
+            self._look()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _look(self) -> None:
+        receipts = list(self.writer.receipts())
+        self._names = {receipt_name(receipt) for receipt in receipts}
+        self.have = {receipt.block: receipt for receipt in sorted(receipts, key=lambda r: r.generation)}
+        """The newest receipt of every block that is there."""
+        self._sizes = {entry.key: entry.size for entry in self.storage.list("blocks/")}
 
     def add_plan(self, plan: Plan) -> None:
         """Record what is to come; until it has, the store shows as incomplete, whoever finalises it."""

@@ -22,9 +22,11 @@ from ditr_cache.store.storage import Storage
 from ditr_cache.store.verify_array import Findings, Problem
 from ditr_cache.store.verify_block import check_block
 from ditr_cache.store.verify_documents import (
+    check_card,
     check_derived,
     check_latest,
     check_named,
+    check_version,
     read_all,
     read_failure,
     read_plan,
@@ -60,7 +62,11 @@ class VerifyReport:
 
 
 def verify_store(
-    store: Storage | str | os.PathLike[str], *, progress: Callable[[int], object] | None = None, deep: bool = True
+    store: Storage | str | os.PathLike[str],
+    *,
+    version: str | None = None,
+    progress: Callable[[int], object] | None = None,
+    deep: bool = True,
 ) -> VerifyReport:
     """Check every object of a store.
 
@@ -70,6 +76,7 @@ def verify_store(
 
     Args:
         store: A folder, a URL, or where its objects are.
+        version: Check what the manifest of this sha256 names, and nothing else; None: the current one, and all objects.
         progress: Called with the number of bytes read since the last call.
         deep: Read and decode all data. False: documents and the sizes of data objects only.
 
@@ -89,8 +96,10 @@ def verify_store(
     elif storage.listable:
         found.sizes |= {entry.key: entry.size for entry in storage.list("")}
     identity = found.attempt("zarr.json", lambda: read_root(found))
-    manifest = check_latest(found)
-    if storage.listable:
+    manifest = check_latest(found) if version is None else check_version(found, version)
+    if manifest is not None and version is None:
+        check_card(found, manifest)
+    if storage.listable and version is None:
         plans = read_all(found, "plans", read_plan)
         receipts = read_all(found, "receipts", read_receipt)
         read_all(found, "failures", read_failure)
@@ -98,7 +107,8 @@ def verify_store(
             check_derived(found, manifest, identity, plans, receipts)
     else:
         receipts = []
-        found.note("", "a web server cannot tell what it has: checked is what the manifest names")
+        if version is None:
+            found.note("", "a web server cannot tell what it has: checked is what the manifest names")
         if manifest is not None:
             check_named(found, manifest, identity)
     blocks = {receipt.folder: receipt for receipt in receipts}
@@ -107,7 +117,7 @@ def verify_store(
     # one that a newer generation replaced may have been collected
     there = [r for _, r in sorted(blocks.items()) if newest[r.block] is r or next(storage.list(f"{r.folder}/"), None)]
     _check_blocks(found, there, deep=deep)
-    if storage.listable:
+    if storage.listable and version is None:
         _note_orphans(found, blocks.keys())
     return VerifyReport(tuple(found.problems), tuple(found.notes), found.objects, found.bytes, len(newest))
 

@@ -122,7 +122,7 @@ class ArrayStream:
         self._path = f"{folder}/{name}/{data_object(entry.shape)}"
         self._file: ObjectFile | None = None
         self._size, self._next, self._at = 0, 0, 0
-        self._ahead, self._ahead_at = b"", 0
+        self._ahead, self._ahead_at, self._unreadable = b"", 0, False
         self._index: list[tuple[int, int]] = []
         self._rest: NDArray[Any] = np.empty((0, *entry.shape[1:]), np.dtype(entry.dtype).newbyteorder("<"))
         self._object_sha, self._content_sha = hashlib.sha256(), hashlib.sha256()
@@ -165,14 +165,17 @@ class ArrayStream:
         if self._file is None:
             return
         with self._found.guard(self._path):
-            while self._next < len(self._index):
+            while self._next < len(self._index) and not self._unreadable:
                 self._next_chunk()
-            while data := self._read(self._at, _STEP):
+            while not self._unreadable and (data := self._read(self._at, _STEP)):
                 self._take_bytes(data)
         self._file.close()
         self._file = None
         entry = self._entry
         assert entry.data is not None
+        if self._unreadable:
+            # which has been said; nothing is known of the bytes
+            return
         if self._size == entry.data.size and self._object_sha.hexdigest() != entry.data.sha256:
             self._found.problem(self._path, "sha256 is not that of the receipt")
         if self.intact and entry.sha256 not in (None, self._content_sha.hexdigest()):
@@ -186,7 +189,10 @@ class ArrayStream:
             return b""
         at = start - self._ahead_at
         if at < 0 or at + n > len(self._ahead):
+            # a server that does not give it need not be asked for the rest
+            self._unreadable = True
             self._ahead, self._ahead_at, at = self._file.read(start, max(n, _STEP)), start, 0
+            self._unreadable = False
         return self._ahead[at : at + n]
 
     def _damaged(self, what: str) -> None:

@@ -22,9 +22,11 @@ from ditr_cache.store.records import receipt_key
 from ditr_cache.store.verify_array import Findings, read_document
 
 __all__ = [
+    "check_card",
     "check_derived",
     "check_latest",
     "check_named",
+    "check_version",
     "read_all",
     "read_failure",
     "read_plan",
@@ -118,15 +120,32 @@ def check_latest(found: Findings) -> Manifest | None:
         latest = ""
     manifest = None
     for name in sorted({*_manifests(found), latest} - {""}):
-        content = read_document(found, name)
-        if content is None:
-            continue
-        if hashlib.sha256(content).hexdigest() != name[9:-5]:
-            found.problem(name, "its name is not the sha256 of its bytes")
-        elif name == latest:
-            with found.guard(name):
-                manifest = parse(Manifest, content, name)
-                _check_canonical(manifest.to_bytes(), content)
+        content = _hashed(found, name)
+        if content is not None and name == latest:
+            manifest = _manifest(found, name, content)
+    return manifest
+
+
+def check_version(found: Findings, version: str) -> Manifest | None:
+    """The manifest of that version."""
+    name = f"manifest-{version}.json"
+    content = _hashed(found, name)
+    return None if content is None else _manifest(found, name, content)
+
+
+def _hashed(found: Findings, name: str) -> bytes | None:
+    content = read_document(found, name)
+    if content is None or hashlib.sha256(content).hexdigest() == name[9:-5]:
+        return content
+    found.problem(name, "its name is not the sha256 of its bytes")
+    return None
+
+
+def _manifest(found: Findings, name: str, content: bytes) -> Manifest | None:
+    manifest = None
+    with found.guard(name):
+        manifest = parse(Manifest, content, name)
+        _check_canonical(manifest.to_bytes(), content)
     return manifest
 
 
@@ -147,7 +166,6 @@ def check_named(found: Findings, manifest: Manifest, identity: dict[str, Any] | 
         data = read_document(found, path)
         if data is not None and hashlib.sha256(data).hexdigest() != sha256:
             found.problem(path, "is not the receipt that the manifest has")
-    _check_card(found, manifest)
 
 
 def check_derived(
@@ -157,7 +175,7 @@ def check_derived(
     plans: Iterable[Plan],
     receipts: Iterable[Receipt],
 ) -> None:
-    """The manifest is a function of identity, plans and receipts; the card is one of the manifest."""
+    """The manifest is a function of identity, plans and receipts."""
     if identity is not None:
         with found.guard("LATEST"):
             expected = build_manifest(identity, plans, receipts)
@@ -168,10 +186,10 @@ def check_derived(
                     f"its manifest is not the one of root, plans and receipts: {what}; "
                     "write it again with: ditr-cache finalize STORE"
                 )
-    _check_card(found, manifest)
 
 
-def _check_card(found: Findings, manifest: Manifest) -> None:
+def check_card(found: Findings, manifest: Manifest) -> None:
+    """The card is that of the manifest."""
     card = read_document(found, "STORE_CARD.md")
     if card is not None and card not in [known.encode() for known in known_cards(manifest)]:
         found.problem("STORE_CARD.md", "is not the card of the manifest; write it with: ditr-cache finalize STORE")

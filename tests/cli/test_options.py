@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+from pathlib import Path
 
 import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditr_cache.cli.options import Shard, StoreFolder, _log_to, shard_from_slurm
+from ditr_cache.cli.options import ByteSize, Shard, StoreFolder, StoreLocation, _log_to, shard_from_slurm
 from ditr_cache.cli.output import Output
 
 
@@ -52,6 +53,47 @@ def test_store_folder():
     assert str(StoreFolder().convert("file:///data/x", None, None)) == "/data/x"
     with pytest.raises(click.BadParameter, match="gs://"):
         StoreFolder().convert("gs://x/y", None, None)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/rooms", "https://host:1/a?b=c", "hf://datasets/a/b", "S3://bucket"])
+def test_urls_stay_as_they_are(url):
+    assert StoreLocation().convert(url, None, None) == url
+
+
+def test_folders_become_paths():
+    for text in ("rooms", "a:b", "/data/s3:/x"):
+        assert StoreLocation().convert(text, None, None) == Path(text)
+    assert StoreLocation().convert("file:///data/x", None, None) == Path("/data/x")
+
+
+@pytest.mark.parametrize("url", ["s3://", "http:///", "3s://x", "://x", "a b://c"])
+def test_what_only_looks_like_a_url(url):
+    with pytest.raises(click.BadParameter, match="no URL of a store"):
+        StoreLocation().convert(url, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("17", 17),
+        ("17B", 17),
+        ("1k", 1000),
+        ("1.5kB", 1500),
+        ("2MB", 2_000_000),
+        ("20GiB", 20 << 30),
+        ("0.5T", 500_000_000_000),
+        ("1 Pi", 1 << 50),
+    ],
+)
+def test_sizes(text, size):
+    assert ByteSize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1X", "1iB", "1e9", "GB", "1 000", "٣GB", "1.2.3", "0x10", "1GBB", "1G\n"])
+def test_wrong_sizes(text):
+    with pytest.raises(click.BadParameter, match="is not a size"):
+        ByteSize().convert(text, None, None)
 
 
 def test_what_the_library_logs_is_said(capsys):

@@ -28,6 +28,13 @@ def test_push_and_pull(finished, run, tmp_path):
     assert run("verify", tmp_path / "part").code == 0
 
 
+def test_a_part_can_be_trained_on(finished, trained, run, tmp_path):
+    done = run("pull", finished, tmp_path / "part", "--views", 1, "--dtype", "int8", "-q")
+    assert done.code == 0, done.err
+    done = run("train", tmp_path / "part", tmp_path / "run", "-c", trained / "config.yaml", "-q")
+    assert done.code == 0, done.err
+
+
 def test_errors_are_one_sentence_and_the_next_step(finished, run, tmp_path):
     done = run("pull", finished, tmp_path / "x", "--samples", "nothing")
     assert (done.code, done.out) == (1, "")

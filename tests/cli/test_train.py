@@ -124,7 +124,6 @@ def test_wrong_places(micro, finished, run, tmp_path):
     done = run("train", finished, tmp_path / "photos", *micro)
     assert done.code == 1
     assert "the folder is not empty and holds no run (it holds cat.jpg)\nName a new folder.\n" in done.err
-    assert "not at s3:// URLs" in run("train", "s3://bucket/store", tmp_path / "run").err
 
 
 def test_strange_environment(micro, finished, run, tmp_path, monkeypatch):

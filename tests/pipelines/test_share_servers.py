@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,14 @@ def test_a_bucket_that_fails_while_it_is_filled(tmp_path, bucket, kind):
     report = Push(source, bucket.url()).run()
     bucket.faults()
     assert report.manifest == version_of(source) == version_of(bucket.url())
+    intact(bucket.url())
+
+
+def test_two_at_once_into_one_bucket(source, bucket):
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(lambda _: Push(source, bucket.url(), jobs=2).run(), range(2)))
+    assert {report.manifest for report in reports} == {version_of(source)}
+    assert all(report.kept == () for report in reports)
     intact(bucket.url())
 
 

@@ -15,6 +15,7 @@ from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, 
 from obstore.store import from_url
 
 from ditr_cache.errors import StoreError
+from ditr_cache.store.remote.aws_profile import aws_settings
 from ditr_cache.store.remote.client import public_url
 from ditr_cache.store.storage import Entry
 
@@ -47,8 +48,11 @@ def open_obstore(url: str, *, timeout: str = _TIMEOUT, retries: int = 0, **confi
         options["allow_http"] = scheme == "http"
         if token := os.environ.get(TOKEN_VARIABLE):
             options["default_headers"] = {"Authorization": f"Bearer {token}"}
-    elif os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")).startswith("http://"):
-        options["allow_http"] = True
+    elif scheme in ("s3", "s3a"):
+        config = aws_settings() | config
+        variables = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        endpoint = next(filter(None, variables), config.get("endpoint", ""))
+        options["allow_http"] = endpoint.startswith("http://")
     # the overloads name every kind of store, and not "any of them"
     open_any: Callable[..., Any] = from_url
     return open_any(url, client_options=options, retry_config={"max_retries": retries}, **config)
