@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ditr_cache.pipelines.share import open_source
+from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.manifest import Manifest, block_items
 from ditr_cache.store.receipt import Receipt
-from ditr_cache.store.writer import identity_difference
 
 __all__ = ["Diff", "DiffReport"]
 

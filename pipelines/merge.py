@@ -10,11 +10,11 @@ from itertools import combinations
 from ditr_cache.errors import IdentityMismatchError, StoreError
 from ditr_cache.pipelines.progress import Progress, Silent
 from ditr_cache.pipelines.share import DEFAULT_JOBS, ShareReport, Source, move, open_source, report
+from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, block_items
 from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.subset import block_plan, part_of
 from ditr_cache.store.transfer import Transfer
-from ditr_cache.store.writer import identity_difference
 
 __all__ = ["Merge"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ditr_cache.config import canonical_json
-from ditr_cache.errors import CorruptStoreError, MetadataError
+from ditr_cache.errors import CorruptStoreError, MetadataError, StoreError
 from ditr_cache.store.documents import parse
 from ditr_cache.store.layout import MAX_DOCUMENT_BYTES, block_file_name
 from ditr_cache.store.manifest import Plan
@@ -19,6 +19,7 @@ from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.storage import Entry, Storage, WritableStorage
 
 __all__ = [
+    "check_plan",
     "documents",
     "list_documents",
     "read_failures",
@@ -71,6 +72,23 @@ def read_plans(storage: Storage) -> Iterator[Plan]:
     """
     for entry, data in documents(storage, "plans"):
         yield parse(Plan, data, f"{storage.location}/{entry.key}")
+
+
+def check_plan(storage: Storage, plan: Plan) -> None:
+    """Compare a plan with those that are there.
+
+    Raises:
+        StoreError: If it puts a sample into another block than one of them, or into two.
+    """
+    block_of: dict[str, str] = {}
+    for block in (block for known in (*read_plans(storage), plan) for block in known.blocks):
+        for sample in block.samples:
+            if block_of.setdefault(sample.id, block.id) != block.id:
+                raise StoreError(
+                    f"sample {sample.id} is planned in blocks {block_of[sample.id]} and {block.id}",
+                    where=storage.location,
+                    hint="Name a new store for this data.",
+                )
 
 
 def read_receipts(storage: Storage) -> Iterator[Receipt]:

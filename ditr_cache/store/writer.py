@@ -28,6 +28,7 @@ from ditr_cache.store.locate import open_writable_storage
 from ditr_cache.store.manifest import Manifest, Plan, build_manifest
 from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.records import (
+    check_plan,
     list_documents,
     read_failures,
     read_plans,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from ditr_cache.store.block import BlockWriter
     from ditr_cache.store.encode import BlockSettings
 
-__all__ = ["StoreWriter", "identity_difference", "read_identity", "root_document"]
+__all__ = ["StoreWriter"]
 
 
 class StoreWriter:
@@ -127,13 +128,13 @@ class StoreWriter:
         with self.storage.lock():
             if self.storage.exists(key):
                 return
-            self._check_plan(plan)
+            check_plan(self.storage, plan)
             self.storage.create_exclusively(key, data)
             if self.storage.locks:
                 return
         try:
             # another one may have come at the same time: of two that do not agree, at most one stays
-            self._check_plan(plan)
+            check_plan(self.storage, plan)
         except StoreError:
             self.storage.remove(key)
             raise
@@ -280,17 +281,6 @@ class StoreWriter:
             else:
                 self.storage.remove(key)
         return [key.rstrip("/") for key in removed]
-
-    def _check_plan(self, plan: Plan) -> None:
-        block_of: dict[str, str] = {}
-        for block in (block for known in (*read_plans(self.storage), plan) for block in known.blocks):
-            for sample in block.samples:
-                if block_of.setdefault(sample.id, block.id) != block.id:
-                    raise StoreError(
-                        f"sample {sample.id} is planned in blocks {block_of[sample.id]} and {block.id}",
-                        where=self.location,
-                        hint="Name a new store for this data.",
-                    )
 
     def _receipt_names(self) -> list[str]:
         return [entry.key for entry in list_documents(self.storage, "receipts")]

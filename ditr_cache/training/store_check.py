@@ -11,8 +11,8 @@ from typing import Any
 
 from ditr_cache.config import canonical_json
 from ditr_cache.errors import IdentityMismatchError, IncompleteStoreError
+from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.reader import FeatureStore
-from ditr_cache.store.writer import identity_difference
 from ditr_cache.training.config import StoreExpectation
 
 __all__ = [

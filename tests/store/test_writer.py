@@ -21,11 +21,12 @@ from ditr_cache.errors import (
 )
 from ditr_cache.store.encode import BlockSettings, encode_view
 from ditr_cache.store.filesystem import Filesystem
+from ditr_cache.store.identity import identity_difference, read_identity
 from ditr_cache.store.layout import block_file_name
 from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.verify import verify_store
-from ditr_cache.store.writer import StoreWriter, identity_difference, read_identity
+from ditr_cache.store.writer import StoreWriter
 from ditr_cache.types import PointCloud
 
 S = BlockSettings(8, "float16", points=False)
