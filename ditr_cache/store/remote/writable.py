@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from ditr_cache.store.commit_storage import Seen
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.remote.client import HINT_EXTRA, OBSTORE_SCHEMES
 from ditr_cache.store.remote.retry import retrying
-from ditr_cache.store.remote.scratch import ScratchFilesystem
+from ditr_cache.store.remote.scratch import ScratchFilesystem, scratch_folder, sweep
 from ditr_cache.store.remote.storage import RemoteStorage
 from ditr_cache.store.storage import Entry
 
@@ -63,7 +62,7 @@ class WritableRemoteStorage(RemoteStorage):
         if find_spec("obstore") is None:
             raise ConfigError(f"writing to {scheme}:// URLs needs obstore, which is not installed", hint=HINT_EXTRA)
         super().__init__(url)
-        self._single_writer = single_writer
+        self._single_writer, self._swept = single_writer, False
         self._writing: tuple[int, ObstoreWriter] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,8 +185,11 @@ class WritableRemoteStorage(RemoteStorage):
         return retrying(ask, self._where(key))
 
     def workspace(self, folder: str) -> tuple[Path, Filesystem]:
-        """A scratch folder; TMPDIR says on which disk."""
-        return _scratch(folder), ScratchFilesystem()
+        """A scratch folder."""
+        if not self._swept:
+            self._swept = True
+            sweep()
+        return scratch_folder(folder), ScratchFilesystem()
 
     def publish(self, folder: str, keys: Iterable[str]) -> None:
         """Upload a block from its scratch folder, and remove that; the group's `zarr.json` last.
@@ -195,7 +197,7 @@ class WritableRemoteStorage(RemoteStorage):
         Raises:
             OSError: If the server does not take an object.
         """
-        scratch, last = _scratch(folder), f"{folder}/zarr.json"
+        scratch, last = scratch_folder(folder), f"{folder}/zarr.json"
         if not scratch.is_dir():
             return
         pool = ThreadPoolExecutor(_UPLOADS, "upload")
@@ -255,7 +257,3 @@ class _Counted:
         if count != self._size:
             self.error = CorruptStoreError(f"{count:,} bytes, the manifest says {self._size:,}", where=self._key)
             raise self.error
-
-
-def _scratch(folder: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"ditr-cache-{folder.rpartition('/')[2]}"

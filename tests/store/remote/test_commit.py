@@ -2,9 +2,11 @@
 """The commit protocol on object storage: the same promises as in a folder, kept with conditional requests."""
 
 import multiprocessing
+import multiprocessing.util
 import os
 import random
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +44,11 @@ def digest() -> str:
     return digest_of(BLOCKS[:1], S)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch) -> Path:
     """Where blocks are written before they are uploaded."""
+    # multiprocessing keeps files there as well, for longer than a test
+    multiprocessing.util.get_temp_dir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -138,11 +142,13 @@ def test_any_lost_request_or_reply_changes_nothing(bucket, digest, impatient, ki
 def with_environment(variables: dict[str, str], function, *args) -> None:
     """For processes that are forked off a server which is older than the variables."""
     os.environ.update(variables)
+    tempfile.tempdir = variables["TMPDIR"]
     function(*args)
 
 
 def start(server, function, *args):
-    process = CONTEXT.Process(target=with_environment, args=(server.environment, function, *args))
+    variables = {**server.environment, "TMPDIR": tempfile.gettempdir()}
+    process = CONTEXT.Process(target=with_environment, args=(variables, function, *args))
     process.start()
     return process
 
@@ -287,6 +293,19 @@ def test_a_large_block_arrives_whole_whatever_happens_on_the_way(bucket, impatie
     assert bucket.unfinished_uploads() == 0
 
 
+def test_what_killed_processes_left_behind_goes_after_a_day(bucket, scratch):
+    writer = StoreWriter.create(bucket.url(), IDENTITY)
+    for name, age in (("old", DAY + 60), ("young", 0)):
+        folder = scratch / f"ditr-cache-{name}-{'0' * 32}"
+        (folder / "features").mkdir(parents=True)
+        for path in (folder / "features", folder):
+            os.utime(path, (time.time() - age,) * 2)
+    (scratch / "ditr-cache-of-somebody").mkdir()
+    os.utime(scratch / "ditr-cache-of-somebody", (0, 0))
+    writer.abandon(writer.start_block("b", S))
+    assert {path.name[:16] for path in scratch.iterdir()} == {"ditr-cache-young", "ditr-cache-of-so"}
+
+
 def test_objects_that_somebody_else_brought_can_be_committed(bucket, tmp_path):
     """What copying stores does."""
     source = build_store(tmp_path / "s", BLOCKS[:1], S)
@@ -367,8 +386,6 @@ def test_a_clock_that_runs_ahead_collects_nothing(bucket, monkeypatch):
     writer, other = (StoreWriter.create(bucket.url(), IDENTITY) for _ in range(2))
     orphan = write_block(other, BLOCKS[1], S)
     other.storage.publish(orphan.folder, orphan.objects)
-    import time
-
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10 * DAY)
     assert writer.collect() == []
