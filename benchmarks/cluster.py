@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claims on extraction over Dask, on CPU, with the embedded `rooms-vit-tiny` on generated rooms:
+
+- two workers of one thread reach at least 0.9 of the ideal: one process on one core takes 0.9 x 2 times as long,
+  start-up (processes, imports, ViT) aside;
+- a block costs less than 50 ms more than in one process, where it is tiny: the start-up of a run cancels out of the
+  difference between a run of many blocks and one of few.
+
+Start-up is excluded the same way: a run of `n` rooms less one of `few`, for both arms, in turn.
+
+    python benchmarks/cluster.py [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+# before torch is imported, here and in the workers
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from _harness import environment, write_results
+from _stores import work_folder
+
+from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
+from ditr_cache.datasets import open_dataset
+from ditr_cache.pipelines.cluster import ClusterExtract
+from ditr_cache.pipelines.cluster_connect import LocalWorkers
+from ditr_cache.pipelines.extract import Extract
+
+IDEAL, OVERHEAD_MS = 0.9, 50.0
+FEW, MANY, VIEWS = 4, 20, 12
+TINY_FEW, TINY_MANY = 4, 44
+
+
+def settings(*overrides: str) -> ExtractConfig:
+    base = [read_named_yaml("extract", "synthetic")]
+    return load_config(ExtractConfig, base, ["run.threads=1", "run.device=cpu", *overrides])
+
+
+def seconds(source: str, config: ExtractConfig, workers: int, folder: Path) -> float:
+    """Of one whole run into a new store; 0 workers: this process."""
+    dataset, store = open_dataset(source, "synthetic"), folder / "store"
+    cores = os.sched_getaffinity(0)
+    start = time.perf_counter()
+    if workers:
+        report = ClusterExtract(dataset, store, config, LocalWorkers(workers)).run()
+    else:
+        # decoding and writing have threads of their own: "single-threaded" is one core
+        os.sched_setaffinity(0, {min(cores)})
+        report = Extract(dataset, store, config).run()
+        os.sched_setaffinity(0, cores)
+    elapsed = time.perf_counter() - start
+    if report.failures or report.dropped:
+        raise SystemExit(f"{source}: blocks or frames failed")
+    shutil.rmtree(store)
+    return elapsed
+
+
+def slopes(sources: tuple[str, str], config: ExtractConfig, folder: Path, rounds: int) -> dict[int, list[float]]:
+    """Seconds that the larger source takes more than the smaller, by number of workers, arms in turn."""
+    found: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for turn in range(rounds):
+        for workers in sorted(found, reverse=bool(turn % 2)):
+            few, many = (seconds(source, config, workers, folder) for source in sources)
+            found[workers].append(many - few)
+            print(f"  {workers} workers: {few:.2f} s, {many:.2f} s", flush=True)
+    return found
+
+
+def main() -> None:
+    """Print and keep the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(dir=work_folder()))
+    try:
+        print(f"rooms of {VIEWS} views")
+        rooms = slopes(
+            (f"synthetic:rooms={FEW},views={VIEWS}", f"synthetic:rooms={MANY},views={VIEWS}"),
+            settings(),
+            folder,
+            args.rounds,
+        )
+        print("tiny rooms of one view")
+        tiny = slopes(
+            (f"synthetic:rooms={TINY_FEW},views=1", f"synthetic:rooms={TINY_MANY},views=1"),
+            settings("images.size=[14,14]"),
+            folder,
+            args.rounds,
+        )
+    finally:
+        shutil.rmtree(folder)
+    ratios = [alone / (2 * two) for alone, two in zip(rooms[0], rooms[2], strict=True)]
+    blocks = TINY_MANY - TINY_FEW
+    overheads = [1e3 * (one - alone) / blocks for alone, one in zip(tiny[0], tiny[1], strict=True)]
+    results: dict[str, Any] = {
+        "share_of_ideal": {"median": median(ratios), "all": ratios},
+        "overhead_ms_a_block": {"median": median(overheads), "all": overheads},
+        "seconds": {"rooms": rooms, "tiny": tiny},
+    }
+    print(f"two workers reach {median(ratios):.3f} of the ideal ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"a block costs {median(overheads):.1f} ms more ({min(overheads):.1f} to {max(overheads):.1f})")
+    target = f">= {IDEAL} of the ideal; < {OVERHEAD_MS:.0f} ms a block"
+    write_results("cluster", {"environment": environment(), "target": target, "backbone": "rooms-vit-tiny", **results})
+
+
+if __name__ == "__main__":
+    main()
