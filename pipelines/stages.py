@@ -178,8 +178,8 @@ def _settle_threads() -> None:
 def _keep_pages() -> None:
     """Make glibc keep freed image buffers instead of giving their pages back and faulting them in again.
 
-    That is 3 of 25 core-ms an image with Pillow. Left alone, glibc learns it from the first blocks that are freed, but not
-    where MALLOC_TRIM_THRESHOLD_ is set, as Dask does for its workers: they took twice the processor time.
+    That is 3 of 25 core-ms an image with Pillow. Left alone, glibc learns it from the first blocks that are freed, but
+    not where MALLOC_TRIM_THRESHOLD_ is set, as Dask does for its workers: they took twice the processor time.
     """
     with suppress(OSError, AttributeError):  # other C libraries have no such setting
         libc = ctypes.CDLL(None)
