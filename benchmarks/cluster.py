@@ -40,7 +40,7 @@ from ditr_cache.pipelines.cluster_connect import LocalWorkers
 from ditr_cache.pipelines.extract import Extract
 
 IDEAL, OVERHEAD_MS = 0.9, 50.0
-FEW, MANY, VIEWS = 4, 20, 12
+FEW, MANY, VIEWS = 4, 40, 12
 TINY_FEW, TINY_MANY = 4, 44
 SHARDS = -2
 ONE_THREAD = ["run.threads=1", "run.device=cpu"]
