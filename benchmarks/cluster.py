@@ -7,7 +7,8 @@
 - a block costs less than 50 ms more than in one process, where it is tiny: the start-up of a run cancels out of the
   difference between a run of many blocks and one of few.
 
-Start-up is excluded the same way: a run of `n` rooms less one of `few`, for both arms, in turn.
+Start-up is excluded the same way: a run of many rooms less one of few, for all arms, in turn. At the end of a run one
+worker may wait for the other's last block, a second or so: there are enough rooms for that to weigh little.
 
     python benchmarks/cluster.py [--rounds 3]
 """

@@ -131,6 +131,7 @@ class ClusterExtract:
             config=config,
             plan=plan_sha256(self.dataset, plan, config),
             ours=self.cluster.ours,
+            cores=self.cluster.cores,
         )
 
     def _distribute(

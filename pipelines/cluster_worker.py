@@ -9,6 +9,7 @@ imported at the top of this file.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import signal
 import socket
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,8 @@ class Job:
     """`plan_sha256`: a process that sees other data takes no part."""
     ours: bool
     """Whether the processes are the driver's own: then Ctrl-C at its terminal, which reaches them too, is for it."""
+    cores: tuple[tuple[int, ...], ...]
+    """What each process keeps to, by the number that is its name; empty: all that it finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ class BlockWorker(WorkerPlugin):  # type: ignore[misc] # distributed has no type
         """Begin to get ready, in a thread: loading may take longer than a scheduler waits for a sign of life."""
         if self._job.ours:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._job.cores:
+            _keep_to(self._job.cores[worker.name])
         self._worker = worker
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -189,12 +195,16 @@ class BlockWorker(WorkerPlugin):  # type: ignore[misc] # distributed has no type
 
     def _incoming(self) -> Iterator[BlockState | None]:
         """Blocks in the order in which tasks bring them."""
+        busy = False
         while True:
             try:
-                state = self._inbox.get(timeout=0.2)
+                # nothing at hand is said at once: frames wait for it in a batch that is not full
+                state = self._inbox.get(timeout=0 if busy else 0.2)
             except queue.Empty:
+                busy = False
                 yield None
                 continue
+            busy = True
             if self._store.has_receipt(state.plan.id, state.generation):
                 self._resolve(BlockOutcome(state.plan.id))
             else:
@@ -216,3 +226,10 @@ class BlockWorker(WorkerPlugin):  # type: ignore[misc] # distributed has no type
         if block and time.monotonic() - self._told >= TELL_EVERY_S:
             self._told = time.monotonic()
             self._worker.log_event(self._job.name, {"block": block, "images": images})
+
+
+def _keep_to(cores: tuple[int, ...]) -> None:
+    """Run this process's threads, and those that they start, on these cores."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread), cores)

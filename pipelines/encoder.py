@@ -13,13 +13,13 @@ import torch
 
 from ditr_cache.backbones import Backbone
 from ditr_cache.fusion import seen_rows
-from ditr_cache.pipelines.events import BeginSample, EndBlock, FrameJob, PreparedFrame
+from ditr_cache.pipelines.events import BeginSample, FrameJob, Idle, PreparedFrame
 from ditr_cache.store.encode import BlockSettings, encode_view
 
 __all__ = ["FrameEncoder"]
 
 _Ready = list[tuple[FrameJob, PreparedFrame]]
-_Events = queue.Queue[FrameJob | BeginSample | EndBlock | None]
+_Event = FrameJob | BeginSample | Idle
 _Launched = tuple[_Ready, list[torch.Tensor], torch.Tensor | None]
 
 
@@ -36,8 +36,6 @@ class FrameEncoder:
         capacity: Events that a prepared frame may wait for others of its size; less than the permits.
         settings: How rows are kept.
         pool: Where rows are narrowed and hashed.
-        across: Whether a batch may hold frames of two blocks. Not where blocks come one at a time: the last frames of
-            one would wait for the next, and its batches would depend on which that is.
     """
 
     def __init__(
@@ -47,21 +45,20 @@ class FrameEncoder:
         capacity: int,
         settings: BlockSettings,
         pool: Executor,
-        *,
-        across: bool = True,
     ) -> None:
         self._backbone, self._batch_size, self._capacity = backbone, batch_size, capacity
-        self._settings, self._pool, self._across = settings, pool, across
+        self._settings, self._pool = settings, pool
         self._waiting: OrderedDict[tuple[int, int], _Ready] = OrderedDict()
         self._since: dict[tuple[int, int], int] = {}
         self._taken = 0
         self._launched: _Launched | None = None
 
-    def run(self, events: _Events, tick: Callable[[], None]) -> None:
+    def run(self, events: queue.Queue[_Event | None], tick: Callable[[], None]) -> None:
         """Take what holds a permit, in order, until the end mark; `tick` is called between batches."""
         while (event := self._next(events)) is not None:
-            if isinstance(event, EndBlock):
-                if not self._across:
+            if isinstance(event, Idle):
+                # unless a block came meanwhile, whose frames fill the batch up
+                if events.empty():
                     self._flush_all()
             else:
                 self._taken += 1
@@ -76,7 +73,7 @@ class FrameEncoder:
         while self._waiting:
             self._flush(next(iter(self._waiting)))
 
-    def _next(self, events: _Events) -> FrameJob | BeginSample | EndBlock | None:
+    def _next(self, events: queue.Queue[_Event | None]) -> _Event | None:
         if events.empty():
             # nothing to overlap with; and the feeder may be waiting for the permits of what has run
             self._collect()

@@ -17,7 +17,17 @@ from ditr_cache.store.encode import EncodedView
 from ditr_cache.store.receipt import FrameNote
 from ditr_cache.types import BlockPlan, Scene, View
 
-__all__ = ["BeginBlock", "BeginSample", "BlockState", "EndBlock", "Event", "FrameJob", "LeaveOut", "PreparedFrame"]
+__all__ = [
+    "BeginBlock",
+    "BeginSample",
+    "BlockState",
+    "EndBlock",
+    "Event",
+    "FrameJob",
+    "Idle",
+    "LeaveOut",
+    "PreparedFrame",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +100,11 @@ class EndBlock:
     """A block is complete."""
 
     block: BlockState
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """No block is at hand at the moment; for the ViT's stage alone, without a number."""
 
 
 Event = BeginBlock | BeginSample | LeaveOut | FrameJob | EndBlock

@@ -24,6 +24,7 @@ from ditr_cache.pipelines.events import (
     EndBlock,
     Event,
     FrameJob,
+    Idle,
     LeaveOut,
     PreparedFrame,
 )
@@ -75,7 +76,7 @@ class Feeder(threading.Thread):
         config: All settings.
         patch_size: Of the backbone.
         pool: Where frames are prepared.
-        frames: Queue for the ViT of whatever holds a permit, in order, and of the ends of blocks; None marks the end.
+        frames: Queue for the ViT of whatever holds a permit, in order, and of pauses; None marks the end.
         emit: Takes every event with its number, for the committer.
         permits: One for every frame and sample between here and the store: bounds memory whatever a scene's size.
         stopped: Whether to stop early.
@@ -88,7 +89,7 @@ class Feeder(threading.Thread):
         config: ExtractConfig,
         patch_size: int,
         pool: Executor,
-        frames: queue.Queue[FrameJob | BeginSample | EndBlock | None],
+        frames: queue.Queue[FrameJob | BeginSample | Idle | None],
         emit: Callable[[int, Event], None],
         permits: threading.Semaphore,
         stopped: Callable[[], bool],
@@ -106,15 +107,14 @@ class Feeder(threading.Thread):
                 if self._stopped():
                     break
                 if block is None:
+                    self._frames.put(Idle())
                     continue
                 self._send(BeginBlock(block))
                 for sample in block.plan.samples:
                     self._feed_sample(block, sample)
                 if self._stopped():
                     break
-                end = EndBlock(block)
-                self._send(end)
-                self._frames.put(end)
+                self._send(EndBlock(block))
         except BaseException as error:
             self.error = error
         finally:

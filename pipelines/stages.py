@@ -27,7 +27,7 @@ from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import ConfigError, StoreError
 from ditr_cache.pipelines.committer import Committer
 from ditr_cache.pipelines.encoder import FrameEncoder
-from ditr_cache.pipelines.events import BeginSample, BlockState, EndBlock, FrameJob
+from ditr_cache.pipelines.events import BeginSample, BlockState, FrameJob, Idle
 from ditr_cache.pipelines.feeder import Feeder
 from ditr_cache.pipelines.intent import block_settings, dataset_entry, provenance
 from ditr_cache.pipelines.outcome import BlockOutcome
@@ -64,8 +64,8 @@ class Stages:
         note: Called in the committer's thread with lines for people.
         done: Called in the committer's thread at the end of every block.
         stopped: Whether to stop soon: the block at hand is given up.
-        shared: Whether other processes fill the store for the same run. Then batches keep to their block, so that they
-            do not depend on who does the next one, and finalising is left to who distributes the blocks.
+        shared: Whether other processes fill the store for the same run. Then finalising is left to who distributes the
+            blocks.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Stages:
         # a batch at the ViT, the next one ready, and for every thread one being prepared and one being written
         capacity = 2 * run.batch_size
         permits = threading.Semaphore(capacity + 2 * threads)
-        frames: queue.Queue[FrameJob | BeginSample | EndBlock | None] = queue.Queue()
+        frames: queue.Queue[FrameJob | BeginSample | Idle | None] = queue.Queue()
         committer = Committer(
             self._store,
             lambda block: block_settings(block, self._config, backbone),
@@ -124,7 +124,7 @@ class Stages:
             lambda: self._failing.is_set() or self._stopped() or committer.error is not None or committer.disk_full,
         )
         anywhere = block_settings(BlockPlan("", ()), self._config, backbone)
-        encoder = FrameEncoder(backbone, run.batch_size, capacity, anywhere, pool, across=not self._shared)
+        encoder = FrameEncoder(backbone, run.batch_size, capacity, anywhere, pool)
 
         def check() -> None:
             tick(committer)
