@@ -18,6 +18,8 @@ __all__ = ["command"]
 
 
 _KINDS = ("extract", "train")
+_MODELS = (*_KINDS, "distill")
+"""Distillation takes the recipes of training."""
 
 
 @click.group(
@@ -41,13 +43,14 @@ def command() -> None:
 def show(output: Output, name: str, configs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Print complete settings as YAML.
 
-    NAME is an installed configuration (ditr-cache config list), extract or train for the defaults, or a YAML file.
-    Without extract/ or train/ before it, a name or file means extraction, if there is such a one.
+    NAME is an installed configuration (ditr-cache config list); extract, train or distill for the defaults; or a YAML
+    file. Without extract/ or train/ before it, a name or file means extraction, if there is such a one; distill/ before
+    one of training gives what distillation takes of it.
     """
-    from ditr_cache.config import load_config, read_named_yaml
+    from ditr_cache.config import load_config
 
     kind, names = _which(name)
-    config = load_config(_model(kind), [read_named_yaml(kind, n) for n in (*names, *configs)], overrides)
+    config = load_config(_model(kind), [_layer(kind, n) for n in (*names, *configs)], overrides)
     output.document(config.model_dump(mode="json"))
     output.text("\n".join(_yaml(config)))
 
@@ -65,7 +68,7 @@ def list_(output: Output) -> None:
 
 
 @command.command("schema", short_help="JSON schema, for editors.")
-@click.argument("kind", type=click.Choice(_KINDS), default="extract")
+@click.argument("kind", type=click.Choice(_MODELS), default="extract")
 @reports(json=False)
 def schema(output: Output, kind: str) -> None:
     """Print the JSON schema of settings, with which editors complete and check YAML files."""
@@ -79,10 +82,25 @@ def _which(name: str) -> tuple[str, list[str]]:
     from ditr_cache.config import config_names
 
     kind, slash, rest = name.partition("/")
-    if kind in _KINDS and (not slash or rest in config_names(kind)):
+    if kind in _MODELS and (not slash or rest in config_names(_recipes(kind))):
         return kind, [rest] if rest else []
     only_train = name in config_names("train") and name not in config_names("extract")
     return "train" if only_train else "extract", [name]
+
+
+def _recipes(kind: str) -> str:
+    return "train" if kind == "distill" else kind
+
+
+def _layer(kind: str, name: str) -> dict[str, Any]:
+    from ditr_cache.config import read_named_yaml
+
+    layer = read_named_yaml(_recipes(kind), name)
+    if kind == "distill":
+        from ditr_cache.training.distill_config import without_labels
+
+        return without_labels(layer)
+    return layer
 
 
 def _model(kind: str) -> type[BaseModel]:
@@ -90,6 +108,10 @@ def _model(kind: str) -> type[BaseModel]:
         from ditr_cache.training.config import TrainConfig
 
         return TrainConfig
+    if kind == "distill":
+        from ditr_cache.training.distill_config import DistillConfig
+
+        return DistillConfig
     from ditr_cache.config import ExtractConfig
 
     return ExtractConfig

@@ -32,6 +32,7 @@ COMMANDS = (
     "serve",
     "bench",
     "picture",
+    "distill",
     "train",
     "evaluate",
     "predict",

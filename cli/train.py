@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
     from ditr_cache.training.config import TrainConfig
 
-__all__ = ["command"]
+__all__ = ["command", "data_set_preset"]
 
 
 @click.command(
@@ -31,6 +31,7 @@ Examples:
   ditr-cache train scannet.store run -c scannet200 -n
   ditr-cache train scannet.store run --resume
   ditr-cache train rooms plain -s model.injection=none
+  ditr-cache train rooms finetuned --init pretrained
   torchrun --nproc-per-node 4 -m ditr_cache.cli train nus.store run
 
 All settings: ditr-cache config show train""",
@@ -39,6 +40,12 @@ All settings: ditr-cache config show train""",
 @click.argument("run", type=click.Path(path_type=Path))
 @config_options("train", example="optim.lr=0.003")
 @click.option("--resume", is_flag=True, help="Go on where the run in RUN was interrupted; begin it if it is not there.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Start from the network of a distillation (ditr-cache distill), and fine-tune it without images.",
+)
 @click.option("--allow-incomplete", is_flag=True, help="Train on a store of which blocks are missing.")
 @cache_options
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done: steps, memory, time.")
@@ -50,6 +57,7 @@ def command(
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
     resume: bool,
+    init: Path | None,
     allow_incomplete: bool,
     cache_dir: Path | None,
     cache_size: int,
@@ -67,7 +75,7 @@ def command(
     if not main:
         # of several processes, one speaks
         output = Output(quiet=True)
-    config = _configure(output, store, run, configs, overrides, resume)
+    config = _configure(output, store, run, configs, overrides, resume, init)
     _warn_of_cpu(output, config)
 
     from ditr_cache.cli.train_progress import training_progress
@@ -109,7 +117,13 @@ def command(
 
 
 def _configure(
-    output: Output, store: Path | str, run: Path, configs: tuple[str, ...], overrides: tuple[str, ...], resume: bool
+    output: Output,
+    store: Path | str,
+    run: Path,
+    configs: tuple[str, ...],
+    overrides: tuple[str, ...],
+    resume: bool,
+    init: Path | None,
 ) -> TrainConfig:
     """Settings of the run that goes on, or of the store's data set; what is given comes on top."""
     from ditr_cache.config import config_names, load_config, read_named_yaml
@@ -123,15 +137,34 @@ def _configure(
         layers.append(folder.config())
         words.insert(0, "those of the run")
     elif not any(name in config_names("train") for name in configs):
-        preset = _preset(store)
+        preset = data_set_preset(store)
         if preset in config_names("train"):
             layers.append(read_named_yaml("train", preset))
         words.insert(0, preset if layers else "the defaults")
+    layers += [read_named_yaml("train", name) for name in configs]
+    if init is not None:
+        layers.append(_from_distilled(init))
+        words.append(f"those of {init}")
     output.status(f"settings: {' + '.join([*words, *overrides])}")
-    return load_config(TrainConfig, [*layers, *(read_named_yaml("train", name) for name in configs)], overrides)
+    return load_config(TrainConfig, layers, overrides)
 
 
-def _preset(store: Path | str) -> str:
+def _from_distilled(run: Path) -> dict[str, Any]:
+    """The network of a distillation, and what it is shown; the images have done their work."""
+    from ditr_cache.training.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    folder.check_kind("distill")
+    settings = folder.config()
+    model = {key: value for key, value in settings["model"].items() if key != "norm_conditions"}
+    return {
+        "model": model,
+        "data": {"features": settings["data"]["features"]},
+        "init": {"distilled": str(run.absolute())},
+    }
+
+
+def data_set_preset(store: Path | str) -> str:
     """The installed configuration for a store's data set."""
     from ditr_cache.store.reader import open_store
 

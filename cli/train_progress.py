@@ -75,12 +75,8 @@ class Pace:
 
 
 def _scores(report: EvaluationReport) -> str:
-    s = report.scores
     best = ", the best so far" if report.best else ""
-    return (
-        f"epoch {report.epoch + 1}: mIoU {100 * s.miou:.1f}, mAcc {100 * s.macc:.1f}, allAcc {100 * s.allacc:.1f}"
-        f"{best} ({duration(report.seconds)})"
-    )
+    return f"epoch {report.epoch + 1}: {report.scores}{best} ({duration(report.seconds)})"
 
 
 class TrainLines(Nobody):

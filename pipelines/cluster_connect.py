@@ -41,8 +41,10 @@ class Cluster(Protocol):
 
     ours: bool
     """Whether the workers are this process's children, and end with it."""
-    cores: tuple[tuple[int, ...], ...]
-    """What each of them keeps to, by its number; empty: all that it finds."""
+
+    @property
+    def cores(self) -> tuple[tuple[int, ...], ...]:
+        """What each of them keeps to, by its number; empty: all that it finds."""
 
     def connect(self) -> Any:
         """A context with a connected `Client`.
@@ -148,7 +150,11 @@ class RemoteScheduler:
     where: str
     patience: float = 15.0
     ours = False
-    cores = ()
+
+    @property
+    def cores(self) -> tuple[tuple[int, ...], ...]:
+        """They keep to what they were started with."""
+        return ()
 
     def adapt(self, config: ExtractConfig) -> ExtractConfig:
         """Nothing is known of the machines: what is not set is decided there."""

@@ -93,6 +93,7 @@ class Labeller:
         folder = RunFolder(run)
         if not folder.exists:
             raise CheckpointError("no run here", where=run, hint="Make one with: ditr-cache train STORE RUN")
+        folder.check_kind("train")
         self.config = load_config(TrainConfig, [folder.config()])
         self.store = open_store(store, cache_dir=options.cache_dir, cache_size=options.cache_size)
         check_complete(self.store, allow_incomplete=options.allow_incomplete)

@@ -4,54 +4,35 @@
 from __future__ import annotations
 
 import torch.distributed as dist
+from torch import nn
 
 from ditr_cache.errors import CheckpointError
 from ditr_cache.models.norm import synchronise_batch_norm
 from ditr_cache.models.segmentor import Segmentor
 from ditr_cache.models.weights import initialise
 from ditr_cache.training.checkpoint import Checkpoint
-from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.config import StageConfig, TrainConfig
+from ditr_cache.training.distilled import start_from_distilled
 from ditr_cache.training.distributed import World, wrap
 from ditr_cache.training.loader import LoaderConfig, MakeBatch, TrainBatches
-from ditr_cache.training.metrics import SegmentationScores
-from ditr_cache.training.objective import Objective
+from ditr_cache.training.objective import Objective, SegmentationObjective
 from ditr_cache.training.optim import build_optimizer
 from ditr_cache.training.sampler import BatchSampler
 from ditr_cache.training.schedule import OneCycle
 from ditr_cache.training.state import Evaluation
 from ditr_cache.training.step import Precision, Step
 from ditr_cache.training.task import Task, draw_model
-from ditr_cache.training.tracking import EvaluationReport, Nobody, StepReport
 from ditr_cache.training.validation import NoValidation, Validation
 
-__all__ = ["Watch", "build_batches", "build_evaluation", "build_model", "build_step", "loader_config"]
-
-
-class Watch(Nobody):
-    """Remembers what the report says of this call."""
-
-    def __init__(self) -> None:
-        self.loss: float | None = None
-        self.scores: SegmentationScores | None = None
-        self.data_s = self.step_s = 0.0
-
-    def step(self, report: StepReport) -> None:
-        """Add up."""
-        self.data_s += report.data_s
-        self.step_s += report.step_s
-        self.loss = self.loss if report.loss is None else report.loss
-
-    def evaluation(self, report: EvaluationReport) -> None:
-        """Remember the last one."""
-        self.scores = report.scores
+__all__ = ["build_batches", "build_evaluation", "build_model", "build_step", "loader_config", "optimising_step"]
 
 
 def build_model(task: Task, config: TrainConfig, world: World, start: Checkpoint | None) -> Segmentor:
-    """The network on its device: with the weights of a checkpoint, of a file, or drawn from the seed.
+    """The network on its device, with the weights of a checkpoint, a distillation or a file, or drawn from the seed.
 
     Raises:
         CheckpointError: If the checkpoint's weights are another network's.
-        WeightsError: If the file's are.
+        WeightsError: If those of the file or of the distillation are.
     """
     model = draw_model(task, config)
     if start is not None:
@@ -59,6 +40,8 @@ def build_model(task: Task, config: TrainConfig, world: World, start: Checkpoint
             model.load_state_dict(start.weights())
         except RuntimeError as error:
             raise CheckpointError("the weights are not those of this network", where=start.folder) from error
+    elif config.init.distilled is not None:
+        start_from_distilled(model, config, str(task.store.identity["dataset"]["name"]))
     elif config.run.weights is not None:
         initialise(model, config.run.weights, strict=config.run.strict_weights)
     if config.run.sync_bn and world.size > 1:
@@ -66,7 +49,7 @@ def build_model(task: Task, config: TrainConfig, world: World, start: Checkpoint
     return model.to(world.device).train()
 
 
-def loader_config(config: TrainConfig, world: World) -> LoaderConfig:
+def loader_config(config: StageConfig, world: World) -> LoaderConfig:
     """This process's share of the workers."""
     run = config.run
     share = -(-run.workers // world.size)
@@ -95,9 +78,26 @@ def build_batches(task: Task, config: TrainConfig, world: World, loader: LoaderC
 
 def build_step(task: Task, config: TrainConfig, world: World, model: Segmentor, updates: int) -> Step:
     """One step of a run of so many updates."""
+    objective = SegmentationObjective(config.loss, len(task.class_names), world.device)
+    return optimising_step(config, world, model, objective, updates, unused=len(config.model.norm_conditions) > 1)
+
+
+def optimising_step(
+    config: StageConfig, world: World, model: nn.Module, objective: Objective, updates: int, *, unused: bool
+) -> Step:
+    """One step of a run of so many updates, whatever is minimised.
+
+    Args:
+        config: All settings.
+        world: This process among the others.
+        model: On its device.
+        objective: What is minimised.
+        updates: Of the whole run.
+        unused: Whether some parameters may take no part in a step, as norm layers of other data sets do.
+    """
     return Step(
-        wrap(model, world, unused=len(config.model.norm_conditions) > 1),
-        Objective(config.loss, len(task.class_names), world.device),
+        wrap(model, world, unused=unused),
+        objective,
         build_optimizer(model, config.optim),
         OneCycle.of(config.optim, updates),
         Precision(config.run.amp, world.device),

@@ -9,13 +9,14 @@ N points, P rows, U rows in use, D image channels, C channels of the network.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ditr_cache.errors import ConfigError
 from ditr_cache.models.factored import usage
+from ditr_cache.models.narrow import narrow_linear
 from ditr_cache.models.norm import ConditionalNorm, PointBatchNorm
 from ditr_cache.types import FactoredFeatures
 
@@ -83,33 +84,10 @@ class ImageInjection(nn.Sequential):
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else linear.weight.dtype
         with torch.autocast(device, enabled=False):
-            out_PC: Tensor = _NarrowLinear.apply(  # type: ignore[no-untyped-call]
-                rows_PD, linear.weight, linear.bias, dtype
-            )
-        return out_PC
+            return narrow_linear(rows_PD, linear.weight, linear.bias, dtype)
 
     def _activate(self, x_PC: Tensor, condition: str | None, weight_P: Tensor | None) -> Tensor:
         _, _, norm, activation = self
         x_PC = norm(x_PC, condition, weight_P) if isinstance(norm, ConditionalNorm) else norm(x_PC, weight_P)
         out_PC: Tensor = activation(x_PC)
         return out_PC
-
-
-class _NarrowLinear(torch.autograd.Function):
-    """`linear` in another type than its input's, which keeps the input as narrow as it came for the backward pass.
-
-    `nn.Linear` would keep the converted copy: of all four levels, at D = 1024, 120 MB for an indoor scene. The input
-    gets no gradient; it comes from a frozen network.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_PD: Tensor, weight_CD: Tensor, bias_C: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x_PD)
-        ctx.kept = weight_CD.dtype
-        return nn.functional.linear(x_PD.to(dtype), weight_CD.to(dtype), bias_C.to(dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
-        (grad_PC,), (x_PD,) = grads, ctx.saved_tensors
-        weight_CD = grad_PC.T @ x_PD.to(grad_PC.dtype)
-        return None, weight_CD.to(ctx.kept), grad_PC.sum(0).to(ctx.kept), None

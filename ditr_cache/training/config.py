@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ditr_cache.config.model import ModelConfig
 from ditr_cache.training.data_config import DataConfig
 
-__all__ = ["LossConfig", "OptimConfig", "RunConfig", "StoreExpectation", "TrainConfig"]
+__all__ = ["InitConfig", "LossConfig", "OptimConfig", "RunConfig", "StageConfig", "StoreExpectation", "TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -115,6 +115,15 @@ class RunConfig(_Model):
         return self
 
 
+class InitConfig(_Model):
+    """What training starts from, instead of weights that are drawn."""
+
+    distilled: Path | None = None
+    """Run folder of `ditr-cache distill`: its network without the regression (D-DITR)."""
+    norms: str | None = None
+    """Whose norm layers, where several data sets were distilled; null: those of the store's data set."""
+
+
 class StoreExpectation(_Model):
     """What the store must be. Another one is refused, with the difference."""
 
@@ -135,4 +144,24 @@ class TrainConfig(_Model):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
+    init: InitConfig = InitConfig()
     store: StoreExpectation = StoreExpectation()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainConfig:
+        if self.init.distilled is not None and self.run.weights is not None:
+            raise ValueError("init.distilled and run.weights are both given: training starts from one of them")
+        return self
+
+
+class StageConfig(Protocol):
+    """What training and distillation have in common."""
+
+    @property
+    def model(self) -> ModelConfig: ...  # noqa: D102
+    @property
+    def data(self) -> DataConfig: ...  # noqa: D102
+    @property
+    def optim(self) -> OptimConfig: ...  # noqa: D102
+    @property
+    def run(self) -> RunConfig: ...  # noqa: D102

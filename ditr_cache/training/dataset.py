@@ -47,7 +47,7 @@ class FeatureStoreDataset(Dataset[Item]):
         transforms: What every sample goes through; None: `config.train` or `config.val`, by role.
         images: Read features; otherwise no point is seen, and there are no rows.
         cls: Read class tokens, too.
-        labels: Whether labels are needed; otherwise a store without is fine.
+        labels: Whether labels are needed; False: taken where there are some; None: not looked at.
 
     Raises:
         ConfigError: If the store lacks an array that the settings ask for.
@@ -64,14 +64,14 @@ class FeatureStoreDataset(Dataset[Item]):
         transforms: Sequence[Transform] | None = None,
         images: bool = True,
         cls: bool = False,
-        labels: bool = True,
+        labels: bool | None = True,
     ) -> None:
         self.store, self.sample_ids, self.config, self.role, self.seed = store, tuple(sample_ids), config, role, seed
         self.transforms = tuple(transforms if transforms is not None else getattr(config, _TRANSFORMS[role]))
         self._images, self._cls = images, cls
         have = _arrays(store, self.sample_ids)
         _check_points(store, have, config)
-        self.label_set = label_set(have, config.label_set, required=labels)
+        self.label_set = None if labels is None else label_set(have, config.label_set, required=labels)
         self._classes = len(store.class_names.get(self.label_set or "", ()))
 
     def __len__(self) -> int:

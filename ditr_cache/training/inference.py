@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditr_cache.config.model import ModelConfig
 from ditr_cache.errors import ConfigError
 from ditr_cache.models.random import draw_permutations
 from ditr_cache.training.collate import input_channels
@@ -28,7 +29,7 @@ from ditr_cache.types import FactoredFeatures, PointBatch
 if TYPE_CHECKING:
     from ditr_cache.models.segmentor import Segmentor
 
-__all__ = ["Clock", "Cost", "Held", "Network"]
+__all__ = ["Clock", "Cost", "Held", "Network", "evaluation_permutations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,18 @@ class Held:
     """`[V, D]` class tokens; None where the network takes none."""
 
 
+def evaluation_permutations(config: ModelConfig, seed: int) -> Tensor | None:
+    """How the curves are permuted in all passes of an evaluation; None where they are not.
+
+    Args:
+        config: Of the network.
+        seed: Of the run.
+    """
+    if not config.shuffle_orders:
+        return None
+    return draw_permutations(len(config.stride), len(config.order), torch_generator_for(seed, "evaluation", "curves"))
+
+
 class Network:
     """A segmentation network in evaluation: without autocast, and with the same curves in every pass.
 
@@ -120,11 +133,7 @@ class Network:
         self.classes = model.seg_head.out_features
         self._config = model.backbone.config
         self._condition = condition
-        self._permutations: Tensor | None = None
-        if self._config.shuffle_orders:
-            self._permutations = draw_permutations(
-                len(self._config.stride), len(self._config.order), torch_generator_for(seed, "evaluation", "curves")
-            )
+        self._permutations = evaluation_permutations(self._config, seed)
 
     def hold(self, features: FactoredFeatures, cls: Any = None) -> Held:
         """Move the features of a cloud to the device and decode them, once for all copies.

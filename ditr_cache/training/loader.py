@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ditr_cache.errors import DitrCacheError, SampleError
 from ditr_cache.training.collate import collate, mixes
 from ditr_cache.training.dataset import FeatureStoreDataset, Item
-from ditr_cache.training.sampler import BatchSampler, Draw, MicroBatch
+from ditr_cache.training.sampler import Draw, MicroBatch
 from ditr_cache.training.workers import LoaderConfig, load
 from ditr_cache.types import PointBatch
 
@@ -56,6 +56,24 @@ class MakeCloud:
         return _named(key.sample_id, self._dataset.__getitem__, key)
 
 
+class Keys(Protocol):
+    """An endless, repeatable stream of what batches are made from."""
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        ...
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of this process in a step."""
+        ...
+
+    def stream(self, epoch: int, start: int = 0, epochs: int | None = None) -> Iterator[Any]:
+        """From step `start` of an epoch on, up to `epochs` in all; None: for ever."""
+        ...
+
+
 class TrainBatches:
     """All batches of a training run, for one process; any step can be the first.
 
@@ -69,10 +87,12 @@ class TrainBatches:
         epochs: Where the stream ends; None: never.
     """
 
-    def __init__(self, make: MakeBatch, sampler: BatchSampler, loader: LoaderConfig, epochs: int | None = None) -> None:
+    def __init__(
+        self, make: Callable[[Any], PointBatch], sampler: Keys, loader: LoaderConfig, epochs: int | None = None
+    ) -> None:
         self._make, self._sampler, self._loader, self._epochs = make, sampler, loader, epochs
         self._next: tuple[int, int] | None = None
-        self._stream: Iterator[tuple[MicroBatch, PointBatch]] = iter(())
+        self._stream: Iterator[tuple[Any, PointBatch]] = iter(())
 
     @property
     def steps(self) -> int:
@@ -127,12 +147,12 @@ class EvaluationClouds:
 class _Keys:
     """The sampler's stream from one step on."""
 
-    sampler: BatchSampler
+    sampler: Keys
     epoch: int
     start: int
     epochs: int | None
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[Any]:
         return self.sampler.stream(self.epoch, self.start, self.epochs)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ditr_cache.errors import CheckpointError, TrainingError
 from ditr_cache.training.checkpoint import Checkpoints
-from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.config import StageConfig
 from ditr_cache.training.distributed import World, broadcast_buffers, unwrap
 from ditr_cache.training.state import Batches, Best, Evaluation, TrainState
 from ditr_cache.training.step import Step, StepResult
@@ -44,7 +44,7 @@ class Loop:
         step: Step,
         batches: Batches,
         evaluation: Evaluation,
-        config: TrainConfig,
+        config: StageConfig,
         world: World,
         checkpoints: Checkpoints,
         log: JsonLog | None,
@@ -185,9 +185,9 @@ class Loop:
         self.state.evaluated = self.state.step
         best = False
         if scores is not None:
-            best = self.state.best is None or scores.miou > self.state.best.miou
+            best = self.state.best is None or scores.main > self.state.best.score
             if best:
-                self.state.best = Best(self.state.step, scores.miou)
+                self.state.best = Best(self.state.step, scores.main)
             epoch = self.state.step // self._batches.steps - 1
             seconds = time.perf_counter() - began
             self._tracker.evaluation(EvaluationReport(self.state.step, epoch, scores, seconds, best))

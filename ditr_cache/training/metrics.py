@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,57 @@ from numpy.typing import NDArray
 
 from ditr_cache.errors import ConfigError, DatasetError
 
-__all__ = ["ClassScore", "ConfusionMatrix", "Scores", "SegmentationScores", "VisibilityConfusion"]
+__all__ = [
+    "ClassScore",
+    "ConfusionMatrix",
+    "Scores",
+    "SegmentationScores",
+    "SimilarityScores",
+    "ValidationScores",
+    "VisibilityConfusion",
+]
 
 EPSILON = 1e-10
 """Added to every denominator, as the official code does: a class that never occurs scores 0, not NaN."""
+
+
+class ValidationScores(Protocol):
+    """What came out of one pass over the validation split."""
+
+    @property
+    def main(self) -> float:
+        """What the best checkpoint goes by; higher is better."""
+        ...
+
+    def curves(self) -> dict[str, float]:
+        """Numbers to plot, by name."""
+        ...
+
+    def __str__(self) -> str:
+        """A few words for people."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarityScores:
+    """Of a distilled network: how alike regressed and image features are."""
+
+    cosine: float
+    """Mean over visible points."""
+    points: int
+    """Visible ones."""
+
+    @property
+    def main(self) -> float:
+        """The cosine."""
+        return self.cosine
+
+    def curves(self) -> dict[str, float]:
+        """The cosine."""
+        return {"val/cosine": self.cosine}
+
+    def __str__(self) -> str:
+        return f"mean cosine {self.cosine:.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +103,19 @@ class SegmentationScores:
     points: int
     """Labelled points."""
     classes: tuple[ClassScore, ...]
+
+    @property
+    def main(self) -> float:
+        """The official mIoU."""
+        return self.miou
+
+    def curves(self) -> dict[str, float]:
+        """Means, and the IoU of every class."""
+        means = {f"val/{name}": getattr(self, name) for name in ("miou", "macc", "allacc")}
+        return means | {f"iou/{entry.name}": entry.iou for entry in self.classes}
+
+    def __str__(self) -> str:
+        return f"mIoU {100 * self.miou:.1f}, mAcc {100 * self.macc:.1f}, allAcc {100 * self.allacc:.1f}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

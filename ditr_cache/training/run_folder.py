@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 import ditr_cache
 from ditr_cache.errors import CheckpointError, TrainingError
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.training.checkpoint import Checkpoints
-from ditr_cache.training.config import TrainConfig
 
 __all__ = ["FREE", "RunFolder", "config_difference", "git_revision"]
 
@@ -68,6 +68,20 @@ class RunFolder:
         """Whether a run began here."""
         return (self.path / "config.yaml").is_file()
 
+    def check_kind(self, kind: str) -> None:
+        """Refuse a run of another command.
+
+        Args:
+            kind: `train` or `distill`.
+
+        Raises:
+            CheckpointError: If it is one.
+        """
+        found = self.run().get("kind", "train")
+        if found != kind:
+            hint = "Fine-tune it first: ditr-cache train STORE NEW_RUN --init RUN" if found == "distill" else None
+            raise CheckpointError(f"this is a run of `{found}`, not of `{kind}`", where=self.path, hint=hint)
+
     def check_new(self) -> None:
         """Refuse to begin a run over something else.
 
@@ -107,7 +121,7 @@ class RunFolder:
         finally:
             os.close(fd)
 
-    def begin(self, config: TrainConfig, run: Mapping[str, Any], samples: Mapping[str, str]) -> None:
+    def begin(self, config: BaseModel, run: Mapping[str, Any], samples: Mapping[str, str]) -> None:
         """Write down how the run begins. `config.yaml` comes last: with it, there is a run.
 
         Args:
@@ -119,7 +133,7 @@ class RunFolder:
         self._write("run.json", _pretty({**run, "starts": []}))
         self._write("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
-    def start(self, entry: Mapping[str, Any], config: TrainConfig) -> None:
+    def start(self, entry: Mapping[str, Any], config: BaseModel) -> None:
         """Add what this process is to `run.json`, and keep the settings that it uses."""
         run = self.run()
         self._write("run.json", _pretty({**run, "starts": [*run.get("starts", []), dict(entry)]}))
@@ -165,7 +179,7 @@ class RunFolder:
         self._fs.replace(self.path / name, data)
 
 
-def config_difference(before: TrainConfig, now: TrainConfig) -> list[str]:
+def config_difference(before: BaseModel, now: BaseModel) -> list[str]:
     """Lines `key: the run has X, asked for Y`, but for the settings in `FREE`."""
     return [
         f"{key}: the run has {json.dumps(have)}, asked for {json.dumps(want)}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from ditr_cache.training.metrics import SegmentationScores
+from ditr_cache.training.metrics import ValidationScores
 from ditr_cache.types import PointBatch
 
 __all__ = ["Batches", "Best", "Evaluation", "TrainState"]
@@ -30,7 +30,7 @@ class Batches(Protocol):
 class Evaluation(Protocol):
     """One pass over the validation split."""
 
-    def __call__(self, stopped: threading.Event) -> SegmentationScores | None:
+    def __call__(self, stopped: threading.Event) -> ValidationScores | None:
         """Scores over all processes; None if there is nothing to evaluate, or `stopped` was set meanwhile."""
         ...
 
@@ -40,7 +40,8 @@ class Best:
     """The best evaluation so far."""
 
     step: int
-    miou: float
+    score: float
+    """What its kind goes by: mIoU, or mean cosine."""
 
 
 @dataclass(slots=True)

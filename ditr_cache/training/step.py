@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ditr_cache.errors import ConfigError
-from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.config import StageConfig
 from ditr_cache.training.distributed import World
 from ditr_cache.training.objective import Objective
 from ditr_cache.training.optim import clip_gradients, set_rates
@@ -80,7 +79,7 @@ class Step:
         optimizer: torch.optim.Optimizer,
         schedule: OneCycle,
         precision: Precision,
-        config: TrainConfig,
+        config: StageConfig,
         world: World,
     ) -> None:
         self.model, self.objective, self.optimizer, self.precision = model, objective, optimizer, precision
@@ -113,13 +112,11 @@ class Step:
         self, batch: PointBatch, denominator: float | None, number: int, step: int, accumulated: int
     ) -> Tensor:
         batch = batch.to(self._world.device)
-        if batch.segment is None:
-            raise ConfigError("there are no labels to train on", where="data.label_set")
         # curves and drop path: by what the batch is, never by who computes it
         generator = torch_generator_for(self._config.run.seed, "model", step, number)
         with self.precision.autocast():
-            logits_NK = self.model(batch, generator=generator)
-        loss = self.objective(logits_NK.float(), batch.segment, denominator)
+            output = self.model(batch, generator=generator)
+        loss = self.objective(output.float(), batch, denominator)
         self.precision.scaler.scale(loss / accumulated).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

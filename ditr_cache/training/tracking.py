@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from ditr_cache.training.metrics import SegmentationScores
+from ditr_cache.training.metrics import ValidationScores
 
 __all__ = [
     "EvaluationReport",
@@ -59,10 +59,10 @@ class EvaluationReport:
 
     step: int
     epoch: int
-    scores: SegmentationScores
+    scores: ValidationScores
     seconds: float
     best: bool
-    """Whether no earlier mIoU of the run was as high."""
+    """Whether no earlier one of the run was as good."""
 
 
 class Tracker(Protocol):
@@ -249,11 +249,9 @@ class TensorBoard(_Means):
                 self._writer.add_scalar(name, value, report.step)
 
     def evaluation(self, report: EvaluationReport) -> None:
-        """Means, and the IoU of every class."""
-        for name in ("miou", "macc", "allacc"):
-            self._writer.add_scalar(f"val/{name}", getattr(report.scores, name), report.step)
-        for entry in report.scores.classes:
-            self._writer.add_scalar(f"iou/{entry.name}", entry.iou, report.step)
+        """What the scores want to be plotted."""
+        for name, value in report.scores.curves().items():
+            self._writer.add_scalar(name, value, report.step)
 
     def settle(self) -> None:
         """Flush."""

@@ -18,13 +18,13 @@ from ditr_cache.training.config import LossConfig, TrainConfig
 from ditr_cache.training.distributed import World
 from ditr_cache.training.loop import Loop
 from ditr_cache.training.metrics import ConfusionMatrix
-from ditr_cache.training.objective import Objective
+from ditr_cache.training.objective import CosineObjective, SegmentationObjective
 from ditr_cache.training.optim import build_optimizer
 from ditr_cache.training.schedule import OneCycle
 from ditr_cache.training.seeding import torch_generator_for
 from ditr_cache.training.step import Precision, Step
 from ditr_cache.training.tracking import JsonLog, Nobody, Trackers
-from ditr_cache.types import PointBatch
+from ditr_cache.types import FactoredFeatures, PointBatch
 
 STEPS = 4
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def _make(folder, *settings, batches=None, evaluation=None, at=None):
     model, stop, world = Net(), threading.Event(), World(CPU)
     step = Step(
         model,
-        Objective(config.loss, 2),
+        SegmentationObjective(config.loss, 2),
         build_optimizer(model, config.optim),
         OneCycle.of(config.optim, STEPS * config.run.epochs),
         Precision(config.run.amp, CPU),
@@ -267,36 +267,67 @@ def test_state_of_another_network_is_refused(make):
         make("other").loop.restore(state)
 
 
+def _labelled(segment):
+    n = len(segment)
+    return PointBatch(torch.zeros(n, 3), torch.zeros(n, 3), torch.zeros(n, 3), torch.tensor([n]), segment=segment)
+
+
 def test_objective():
     batch, world = _batch(99), World(CPU)
     logits, labels = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), batch.segment.clone()
     labels[:5] = -1
+    labelled = _labelled(labels)
     ce = nn.functional.cross_entropy(logits, labels, ignore_index=-1)
-    only_ce = Objective(LossConfig(lovasz=0), 2)
-    assert only_ce(logits, labels) == pytest.approx(float(ce), rel=1e-6)
-    both = Objective(LossConfig(cross_entropy=2), 2)(logits, labels)
-    lovasz = Objective(LossConfig(cross_entropy=0), 2)(logits, labels)
+    only_ce = SegmentationObjective(LossConfig(lovasz=0), 2)
+    assert only_ce(logits, labelled) == pytest.approx(float(ce), rel=1e-6)
+    both = SegmentationObjective(LossConfig(cross_entropy=2), 2)(logits, labelled)
+    lovasz = SegmentationObjective(LossConfig(cross_entropy=0), 2)(logits, labelled)
     assert float(both) == pytest.approx(2 * float(ce) + float(lovasz), rel=1e-6)
-    weighted = Objective(LossConfig(lovasz=0, class_weights=(1, 3)), 2)
+    weighted = SegmentationObjective(LossConfig(lovasz=0, class_weights=(1, 3)), 2)
     expected = nn.functional.cross_entropy(logits, labels, torch.tensor([1.0, 3.0]), ignore_index=-1)
-    assert float(weighted(logits, labels)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(weighted(logits, labelled)) == pytest.approx(float(expected), rel=1e-6)
     assert only_ce.denominator([batch], world) is None
-    assert float(only_ce(logits, torch.full_like(labels, -1))) == 0
+    assert float(only_ce(logits, _labelled(torch.full_like(labels, -1)))) == 0
     with pytest.raises(ConfigError, match="3 weights for 2 classes"):
-        Objective(LossConfig(class_weights=(1, 1, 1)), 2)
+        SegmentationObjective(LossConfig(class_weights=(1, 1, 1)), 2)
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 3.0)])
 def test_global_normalisation_is_one_big_batch(weights):
-    objective = Objective(LossConfig(lovasz=0, global_normalisation=True, class_weights=weights), 2)
+    objective = SegmentationObjective(LossConfig(lovasz=0, global_normalisation=True, class_weights=weights), 2)
     parts = [_batch(1, n=10), _batch(2, n=70)]
     denominator = objective.denominator(parts, World(CPU))
     g = torch.Generator().manual_seed(0)
     logits = [torch.randn((len(p.segment), 2), generator=g) for p in parts]
-    mean = sum(objective(x, p.segment, denominator) for x, p in zip(logits, parts, strict=True)) / 2
-    one = Objective(LossConfig(lovasz=0, class_weights=weights), 2)
-    whole = one(torch.cat(logits), torch.cat([p.segment for p in parts]))
+    mean = sum(objective(x, p, denominator) for x, p in zip(logits, parts, strict=True)) / 2
+    one = SegmentationObjective(LossConfig(lovasz=0, class_weights=weights), 2)
+    whole = one(torch.cat(logits), _labelled(torch.cat([p.segment for p in parts])))
     assert float(mean) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_cosine_objective_counts_visible_points():
+    cosine = torch.tensor([0.5, torch.nan, 1.0, -1.0], requires_grad=True)
+    batch, objective = _batch(1, n=4), CosineObjective()
+    loss = objective(cosine, batch)
+    assert loss.item() == pytest.approx((0.5 + 0 + 2) / 3)
+    loss.backward()
+    assert cosine.grad.tolist() == pytest.approx([-1 / 3, 0, -1 / 3, -1 / 3])
+    nobody = torch.full((4,), torch.nan, requires_grad=True)
+    objective(nobody, batch).backward()
+    assert nobody.grad.tolist() == [0, 0, 0, 0]
+
+
+def test_cosine_objective_over_a_whole_step():
+    objective, parts = CosineObjective(global_normalisation=True), []
+    for visible in (1, 3):
+        index = torch.tensor([0] * visible + [-1] * (4 - visible))
+        image = FactoredFeatures(torch.ones(1, 2), index)
+        cosine = torch.where(index >= 0, 0.25 * visible, torch.nan)
+        parts.append((cosine, PointBatch(*[torch.zeros(4, 3)] * 3, torch.tensor([4]), image)))
+    denominator = objective.denominator([batch for _, batch in parts], World(CPU))
+    mean = sum(float(objective(cosine, batch, denominator)) for cosine, batch in parts) / 2
+    assert mean == pytest.approx((0.75 + 3 * 0.25) / 4)
+    assert CosineObjective().denominator([batch for _, batch in parts], World(CPU)) is None
 
 
 @pytest.mark.parametrize("settings", [["loss.cross_entropy=0", "loss.lovasz=0"], ["run.accumulation=5"]])

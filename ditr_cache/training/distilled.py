@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A distilled network, from its run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ditr_cache.config import load_config
+from ditr_cache.errors import CheckpointError, ConfigError, WeightsError
+from ditr_cache.models.distiller import Distiller
+from ditr_cache.models.segmentor import Segmentor
+from ditr_cache.models.weights import compare
+from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.distill_config import DistillConfig
+from ditr_cache.training.run_folder import RunFolder
+
+__all__ = ["Distilled", "distiller", "load_distilled", "start_from_distilled"]
+
+
+def distiller(config: DistillConfig, image_channels: int, names: tuple[str, ...]) -> Distiller:
+    """The network of the settings; its weights are to be drawn or loaded.
+
+    Args:
+        config: All settings.
+        image_channels: D.
+        names: What the stores are called, each name once.
+    """
+    own = names if len(names) > 1 else ()
+    model = config.model.model_copy(update={"norm_conditions": own if config.distill.separate_norms else ()})
+    heads = own if config.distill.separate_heads else ()
+    with torch.device("meta"):
+        network = Distiller(model, config.data.channels, image_channels, heads)
+    return network.to_empty(device="cpu")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distilled:
+    """What a run of `distill` left."""
+
+    model: Distiller
+    config: DistillConfig
+    names: tuple[str, ...]
+    """What its stores are called, each name once."""
+    record: dict[str, Any]
+    """Of the run folder."""
+    checkpoint: Path
+
+    def condition(self, name: str | None, dataset: str) -> str | None:
+        """Whose norm layers and head to take; None where they are shared.
+
+        Args:
+            name: The one that is wanted; None: that of the data set.
+            dataset: Name of a store's data set.
+
+        Raises:
+            ConfigError: If it is not among them, or not clear.
+        """
+        if len(self.names) == 1:
+            return None
+        wanted = name or dataset
+        if wanted not in self.names:
+            raise ConfigError(
+                f"no store of the distillation is called {wanted!r}",
+                where="init.norms",
+                hint=f"Name one of them, e.g. -s init.norms={self.names[0]}: {', '.join(self.names)}",
+            )
+        return wanted
+
+
+def load_distilled(path: Path, which: Literal["last", "best"] = "last") -> Distilled:
+    """Read a run folder.
+
+    Args:
+        path: The folder.
+        which: The official code fine-tunes the last weights.
+
+    Raises:
+        CheckpointError: If it is not a run of `distill`, or has nothing saved.
+    """
+    folder = RunFolder(path)
+    folder.check_kind("distill")
+    config, record = load_config(DistillConfig, [folder.config()]), folder.run()
+    found = folder.checkpoints.find(which) or folder.checkpoints.find("last")
+    if found is None:
+        raise CheckpointError(
+            "nothing has been saved here yet", where=path, hint="Go on: ditr-cache distill STORE... RUN --resume"
+        )
+    try:
+        names = tuple(dict.fromkeys(str(store["name"]) for store in record["stores"]))
+        model = distiller(config, int(record["image_channels"]), names)
+        model.load_state_dict(found.weights())
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError("the weights are not those of this run's settings", where=found.folder) from error
+    return Distilled(model, config, names, record, found.folder)
+
+
+def start_from_distilled(model: Segmentor, config: TrainConfig, dataset: str) -> None:
+    """Give a network the weights of a distilled one, all but the head (section 3.2, image-free inference).
+
+    Layers that inject image features, which no distilled network has, stay as they are.
+
+    Args:
+        model: Changed in place.
+        config: With `init.distilled`.
+        dataset: Name of the store's data set.
+
+    Raises:
+        CheckpointError: If there is no such run.
+        ConfigError: If it is not clear whose norm layers to take.
+        WeightsError: If the networks differ.
+    """
+    assert config.init.distilled is not None
+    if config.model.norm_conditions:
+        raise ConfigError(
+            "a distilled network has one data set's norm layers at a time",
+            where="model.norm_conditions",
+            hint="Leave them out, and choose with -s init.norms=NAME.",
+        )
+    source = load_distilled(config.init.distilled)
+    if source.config.data.features != config.data.features:
+        raise ConfigError(
+            f"the distilled network is shown {', '.join(source.config.data.features)}",
+            where="data.features",
+            hint=f"Set -s data.features=[{','.join(source.config.data.features)}]",
+        )
+    state = source.model.plain_backbone(source.condition(config.init.norms, dataset))
+    own = model.backbone.state_dict()
+    report = compare(own, state)
+    if report.unexpected or report.mismatched or (report.missing and config.model.injection == "none"):
+        raise WeightsError(
+            "the distilled network is another one:\n" + "\n".join(f"  {line}" for line in report.lines()[:20]),
+            where=config.init.distilled,
+            hint="Take its settings: the section `model` of its config.yaml.",
+        )
+    model.backbone.load_state_dict({**own, **state})
