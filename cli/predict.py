@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.labelling import label_options, options_from, show_cost
 from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
@@ -34,7 +35,8 @@ Formats:
 \b
 Examples:
   ditr-cache predict run rooms.store labels
-  ditr-cache predict run kitti.store out --format label --split test""",
+  ditr-cache predict run kitti.store out --format label --split test
+  ditr-cache predict finetuned scan.ply labels --format ply""",
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("store", type=StoreLocation())
@@ -43,8 +45,14 @@ Examples:
 @label_options
 @click.option("--overwrite", is_flag=True, help="Write files anew that are there already.")
 @reports(resumes=True)
-def command(output: Output, run: Path, store: Path | str, out: Path, form: Any, overwrite: bool, **choice: Any) -> None:
+def command(
+    output: Output, run: Path, store: Path | str, out: Path, form: Any, overwrite: bool, **choice: Any
+) -> ExitCode:
     """Label samples of STORE with the network of RUN, into one file each in OUT.
+
+    For a network that sees points only (trained with model.injection=none, or distilled), STORE may also be a file of
+    points, or a folder of such files: .ply; .npy of x y z and strength, or colour, or colour and normal; .bin of
+    lidars. What cannot be read is listed, and the exit code is 3.
 
     Files are named after sample ids, with all but letters, digits and ._- percent-encoded. An interrupted run goes on
     when the same command is given again.
@@ -64,3 +72,8 @@ def command(output: Output, run: Path, store: Path | str, out: Path, form: Any, 
         ]
     )
     show_cost(output, report.cost, report.seconds, report.device)
+    if report.failures:
+        output.table(
+            ["sample", "why it was not labelled"], [list(item) for item in report.failures.items()], title="Failed"
+        )
+    return ExitCode.INCOMPLETE if report.failures else ExitCode.OK

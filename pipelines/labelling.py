@@ -33,7 +33,7 @@ from ditr_cache.training.store_check import check_classes, check_complete, check
 from ditr_cache.training.transforms import GridSample
 from ditr_cache.types import Float64, Int32, PointCloud
 
-__all__ = ["LabelOptions", "Labelled", "Labeller"]
+__all__ = ["LabelOptions", "Labelled", "Labeller", "build_labelling", "check_test", "find_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +101,18 @@ class Labeller:
         began = folder.run()
         check_classes(self.store, began["label_set"], began["classes"])
         if options.protocol == "test":
-            _check_test(self.config, folder)
+            check_test(self.config, folder)
         self.labels = _labels(self.store, began)
         self.samples = _choose(self.store, options.splits or self.config.data.val_splits, options.samples)
         self.device = pick_device(options.device)
-        self.checkpoint = _checkpoint(folder, options.checkpoint)
+        self.checkpoint = find_checkpoint(folder, options.checkpoint)
         self.seconds = 0.0
-        """Since labelling began."""
+        """Spent on labelling."""
         self._clock = Clock(self.device)
         self._data = _data(self.store, self.samples, self.config, self.labels.name)
-        self._labelling = self._build(began["image_channels"])
+        self._labelling = build_labelling(
+            self.config, self.checkpoint, self.labels, began["image_channels"], self.device, options
+        )
 
     @property
     def cost(self) -> Cost:
@@ -150,14 +152,14 @@ class Labeller:
         Args:
             samples: Ids.
         """
-        start = time.perf_counter()
         for name in samples:
+            start = time.perf_counter()
             with self._clock.measure("read"):
                 item = self._data[Draw(0, 0, name)]
             before = self.cost.fragments
             label_N = self._labelling(name, item.sample, item.features, item.cls, self._clock)
             self._clock.count(images=(self.cost.fragments - before) * self._views(name))
-            self.seconds = time.perf_counter() - start
+            self.seconds += time.perf_counter() - start
             yield Labelled(name, label_N, item.sample.segment, item.sample.index >= 0)
 
     def _views(self, sample_id: str) -> int:
@@ -167,18 +169,35 @@ class Labeller:
         count, have = self.config.data.views.evaluation_count, len(self.store.samples[sample_id].view_names)
         return have if count is None else min(count, have)
 
-    def _build(self, image_channels: int | None) -> Labelling:
-        config, options, seed = self.config, self.options, self.config.run.seed
-        # every weight comes from the file: torch's own initialisation would draw from its global generator
-        with torch.device("meta"):
-            model = Segmentor(config.model, config.data.channels, len(self.labels.classes), image_channels)
-        model = model.to_empty(device=self.device)
-        initialise(model, self.checkpoint / "model.safetensors")
-        condition = self.labels.dataset if config.model.norm_conditions else None
-        network = Network(model, config.data.features, self.device, seed, condition)
-        if options.protocol == "plain":
-            return PlainPass(network, config.data.val, seed)
-        return TestProtocol(network, config.data.test, options.fragments_a_pass, seed)
+
+def build_labelling(
+    config: TrainConfig,
+    checkpoint: Path,
+    labels: LabelSet,
+    image_channels: int | None,
+    device: torch.device,
+    options: LabelOptions,
+) -> Labelling:
+    """The network of a run, and the protocol.
+
+    Args:
+        config: Of the run.
+        checkpoint: Folder of the weights.
+        labels: What it tells apart.
+        image_channels: D; None for a network without images.
+        device: Where it runs.
+        options: Which protocol.
+    """
+    # every weight comes from the file: torch's own initialisation would draw from its global generator
+    with torch.device("meta"):
+        model = Segmentor(config.model, config.data.channels, len(labels.classes), image_channels)
+    model = model.to_empty(device=device)
+    initialise(model, checkpoint / "model.safetensors")
+    condition, seed = labels.dataset if config.model.norm_conditions else None, config.run.seed
+    network = Network(model, config.data.features, device, seed, condition)
+    if options.protocol == "plain":
+        return PlainPass(network, config.data.val, seed)
+    return TestProtocol(network, config.data.test, options.fragments_a_pass, seed)
 
 
 def _check_store(store: FeatureStore, folder: RunFolder) -> None:
@@ -192,8 +211,12 @@ def _check_store(store: FeatureStore, folder: RunFolder) -> None:
     check_same(store, identity, {k: known[k] for k in sorted(both)}, {k: found[k] for k in sorted(both)})
 
 
-def _check_test(config: TrainConfig, folder: RunFolder) -> None:
-    """Settings that say nothing of the test have ScanNet's, which are not meant for other voxels."""
+def check_test(config: TrainConfig, folder: RunFolder) -> None:
+    """See that the test protocol is meant: settings that say nothing of it have ScanNet's, with ScanNet's voxels.
+
+    Raises:
+        ConfigError: If its voxels are not those of the training.
+    """
     sizes = [t.grid_size for t in config.data.test.voxelize if isinstance(t, GridSample)]
     if config.data.grid_size not in sizes[-1:]:
         size = f"{sizes[-1]:g} m" if sizes else "no size"
@@ -223,7 +246,12 @@ def _choose(store: FeatureStore, splits: tuple[str, ...], pattern: str) -> tuple
     return chosen
 
 
-def _checkpoint(folder: RunFolder, which: Literal["best", "last"]) -> Path:
+def find_checkpoint(folder: RunFolder, which: Literal["best", "last"]) -> Path:
+    """Folder of a run's weights.
+
+    Raises:
+        CheckpointError: If nothing has been saved.
+    """
     found = folder.checkpoints.find(which) or folder.checkpoints.find("last")
     if found is None:
         raise CheckpointError(

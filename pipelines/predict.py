@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ditr_cache.errors import ConfigError
+from ditr_cache.errors import ConfigError, SampleError
+from ditr_cache.pipelines.cloud_labelling import CloudLabeller, clouds_at
 from ditr_cache.pipelines.label_files import LabelFormat, encoder
 from ditr_cache.pipelines.labelling import Labeller, LabelOptions
 from ditr_cache.pipelines.progress import Progress, Silent
@@ -34,6 +35,8 @@ class PredictReport:
     written: int
     skipped: int
     """There already."""
+    failures: Mapping[str, str]
+    """Samples that could not be labelled, and why."""
     points: int
     """Of the samples written."""
     cost: Cost
@@ -52,7 +55,8 @@ class Predict:
 
     Args:
         run: Folder of the run.
-        store: The store that it was trained from, or another of the same identity.
+        store: The store that it was trained from, or another of the same identity; for a network that sees points only
+            also a file of points (`.ply`, `.npy`, `.bin`), or a folder of such files.
         out: Folder to write to.
         form: What the files are.
         options: Which samples, how, where.
@@ -71,7 +75,8 @@ class Predict:
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self._labeller = Labeller(run, store, options or LabelOptions())
+        clouds, options = clouds_at(store), options or LabelOptions()
+        self._labeller = CloudLabeller(run, clouds, options) if clouds else Labeller(run, store, options)
         self._out, self._form, self._overwrite = out, form, overwrite
         self._progress, self._fs = progress or Silent(), Filesystem()
         self._suffix, self._encode = encoder(form, self._labeller.labels)
@@ -88,12 +93,19 @@ class Predict:
         labeller = self._labeller
         self._claim()
         todo = [name for name in labeller.samples if self._overwrite or not self._path(name).exists()]
-        points = 0
+        points, failures = 0, dict[str, str]()
         self._progress.begin(len(todo))
         try:
-            for done in labeller.label(todo):
-                self._fs.replace(self._path(done.id), self._encode(done.label, labeller.points(done.id)))
-                points += len(done.label)
+            for name in todo:
+                try:
+                    (done,) = labeller.label([name])
+                except SampleError as error:
+                    # one bad sample must not cost the others
+                    failures[name] = str(error)
+                    self._progress.note(f"not labelled: {error}")
+                else:
+                    self._fs.replace(self._path(name), self._encode(done.label, labeller.points(name)))
+                    points += len(done.label)
                 self._progress.advance(1)
         finally:
             self._progress.end()
@@ -101,7 +113,8 @@ class Predict:
             out=str(self._out),
             form=self._form,
             samples=len(labeller.samples),
-            written=len(todo),
+            written=len(todo) - len(failures),
+            failures=failures,
             skipped=len(labeller.samples) - len(todo),
             points=points,
             cost=labeller.cost,

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network that sees points only labels bare files: the same classes as from a store, and no images anywhere."""
+
+import numpy as np
+import pytest
+
+from ditr_cache.config import load_config
+from ditr_cache.errors import ConfigError
+from ditr_cache.pipelines.cloud_labelling import clouds_at
+from ditr_cache.pipelines.distill import Distill
+from ditr_cache.pipelines.labelling import Labeller, LabelOptions
+from ditr_cache.pipelines.predict import Predict
+from ditr_cache.pipelines.train import Train
+from ditr_cache.store.reader import open_store
+from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.distill_config import DistillConfig
+
+OPTIONS = LabelOptions(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def distilled(rooms_store, micro, tmp_path_factory):
+    """A distilled and fine-tuned network."""
+    folder = tmp_path_factory.mktemp("clouds")
+    Distill([rooms_store], folder / "pre", load_config(DistillConfig, [micro], ["run.epochs=1"])).run()
+    settings = ["model.injection=none", f"init.distilled={folder / 'pre'}", "run.epochs=1"]
+    Train(rooms_store, folder / "run", load_config(TrainConfig, [micro], settings)).run()
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def truth(distilled, rooms_store):
+    """Classes of the store's sample, and its points."""
+    labeller = Labeller(distilled, rooms_store, OPTIONS)
+    (done,) = labeller.label(labeller.samples[:1])
+    return done, labeller.points(done.id)
+
+
+def save(folder, points, name="scan.npy"):
+    folder.mkdir(exist_ok=True)
+    np.save(folder / name, np.concatenate([points.coord, points.color, points.normal], 1).astype(np.float32))
+    return folder / name
+
+
+def test_a_file_gets_the_classes_that_the_store_gets(distilled, truth, tmp_path):
+    done, points = truth
+    path = save(tmp_path / "in", points)
+    report = Predict(distilled, path, tmp_path / "out", options=OPTIONS).run()
+    assert (report.samples, report.written, report.points, dict(report.failures)) == (1, 1, len(points), {})
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan.npy"), done.label)
+
+
+def test_a_ply_that_was_predicted_is_itself_a_cloud(distilled, truth, tmp_path):
+    _, points = truth
+    path = save(tmp_path / "in", points)
+    Predict(distilled, path, tmp_path / "out", "ply", OPTIONS).run()
+    assert clouds_at(tmp_path / "out") == [tmp_path / "out" / "scan.ply"]
+
+
+def test_bad_files_of_a_folder_cost_nothing_else(distilled, truth, tmp_path):
+    done, points = truth
+    save(tmp_path / "in", points)
+    (tmp_path / "in" / "broken.ply").write_bytes(b"ply\n")
+    np.save(tmp_path / "in" / "bare.npy", points.coord)
+    report = Predict(distilled, tmp_path / "in", tmp_path / "out", options=OPTIONS).run()
+    assert (report.samples, report.written) == (3, 1)
+    assert "not a PLY file" in report.failures["broken"]
+    assert "no color and no normal" in report.failures["bare"]
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan.npy"), done.label)
+    again = Predict(distilled, tmp_path / "in", tmp_path / "out", options=OPTIONS).run()
+    assert (again.skipped, again.written, len(again.failures)) == (1, 0, 2)
+
+
+def test_networks_that_are_shown_images_refuse(rooms_store, micro, truth, tmp_path):
+    Train(rooms_store, tmp_path / "run", load_config(TrainConfig, [micro], ["run.epochs=1"])).run()
+    with pytest.raises(ConfigError, match="shown image features"):
+        Predict(tmp_path / "run", save(tmp_path / "in", truth[1]), tmp_path / "out", options=OPTIONS)
+
+
+def test_options_that_mean_nothing(distilled, truth, tmp_path):
+    path = save(tmp_path / "in", truth[1])
+    with pytest.raises(ConfigError, match="no splits"):
+        Predict(distilled, path, tmp_path / "out", options=LabelOptions(splits=("val",)))
+    with pytest.raises(ConfigError, match="none of the 1 clouds matches"):
+        Predict(distilled, path, tmp_path / "out", options=LabelOptions(samples="other*"))
+    with pytest.raises(ConfigError, match="no raw ids"):
+        Predict(distilled, path, tmp_path / "out", "label", OPTIONS)
+
+
+def test_stores_are_no_clouds(rooms_store, tmp_path):
+    assert clouds_at(rooms_store) == []
+    assert clouds_at("s3://bucket/scan.ply") == []
+    assert clouds_at(tmp_path) == []
+    assert open_store(rooms_store).samples
