@@ -12,7 +12,7 @@ from ditr_cache.cli.labelling import label_options, options_from, show_cost
 from ditr_cache.cli.options import StoreLocation, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.progress import progress_for
-from ditr_cache.cli.text import number, share
+from ditr_cache.cli.text import duration, number, share
 
 if TYPE_CHECKING:
     from ditr_cache.pipelines.evaluate import EvaluateReport
@@ -28,6 +28,7 @@ Examples:
   ditr-cache evaluate run rooms.store
   ditr-cache evaluate run rooms.store --protocol test --pictures seen
   ditr-cache evaluate run rooms.store --against plain
+  ditr-cache evaluate pretrained rooms.store --pictures features
   ditr-cache evaluate run rooms.store --json > scores.json""",
 )
 @click.argument("run", type=click.Path(path_type=Path))
@@ -46,14 +47,35 @@ Examples:
     multiple=True,
     help="Another run, evaluated on the same samples and shown beside this one. Repeatable.",
 )
+@click.option(
+    "--norms",
+    metavar="NAME",
+    help="Whose norm layers, where RUN is a distillation of several stores; those of the store's data set by default.",
+)
 @reports()
 def command(
-    output: Output, run: Path, store: Path | str, pictures: Path | None, against: tuple[Path, ...], **choice: Any
+    output: Output,
+    run: Path,
+    store: Path | str,
+    pictures: Path | None,
+    against: tuple[Path, ...],
+    norms: str | None,
+    **choice: Any,
 ) -> None:
     """Label samples of STORE with the network of RUN, and compare with their labels.
 
-    STORE is the one that the network was trained from, or another of the same identity.
+    STORE is the one that the network was trained from, or another of the same identity. Where RUN is a distillation,
+    regressed features are compared with those of the store, and pictures show both in the same colours.
     """
+    from ditr_cache.pipelines.evaluate_distilled import is_distilled
+
+    if is_distilled(run):
+        if against:
+            raise click.UsageError("--against compares classes, and a distilled network has none yet.")
+        _evaluate_distilled(output, run, store, norms, pictures, choice)
+        return
+    if norms is not None:
+        raise click.UsageError("--norms is for distillations of several data sets.")
     from ditr_cache.pipelines.evaluate import Evaluate
 
     with progress_for(output, unit="samples") as progress:
@@ -66,6 +88,32 @@ def command(
         _compare(output, [*others, report])
     if report.unlabelled:
         output.warning(f"{len(report.unlabelled)} of {report.samples} samples have no labels and do not count")
+
+
+def _evaluate_distilled(
+    output: Output, run: Path, store: Path | str, norms: str | None, pictures: Path | None, choice: dict[str, Any]
+) -> None:
+    from ditr_cache.pipelines.evaluate_distilled import EvaluateDistilled
+
+    with progress_for(output, unit="samples") as progress:
+        report = EvaluateDistilled(
+            run, store, options_from(**choice), norms=norms, pictures=pictures, progress=progress
+        ).run()
+    output.document(report.to_dict())
+    facts: list[tuple[str, object]] = [
+        ("weights", report.checkpoint),
+        ("store", report.store),
+        ("mean cosine", f"{report.cosine:.4f} over visible voxels, {report.device}, {duration(report.seconds)}"),
+    ]
+    if report.pictures is not None:
+        facts.append(("pictures", report.pictures))
+    output.facts(facts)
+    output.table(
+        ["sample", "cosine", "voxels", "visible"],
+        [[s.id, f"{s.cosine:.4f}", number(s.voxels), share(s.visible, s.voxels)] for s in report.samples],
+        title="Regressed features against cached ones",
+        right=(1, 2, 3),
+    )
 
 
 def _show(output: Output, report: EvaluateReport) -> None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import ConfigError
 from ditr_cache.images import decode
+from ditr_cache.pipelines.components import Components
 from ditr_cache.pipelines.splat import axes, vantage
 from ditr_cache.store.reader import FeatureStore
 from ditr_cache.types import PointCloud, Scene
@@ -27,7 +28,6 @@ PANEL = (480, 640)
 """Height and width of a panel in pixels."""
 GAP, BAR = 8, 24
 UNSEEN = np.array([40, 40, 44], np.uint8)
-MAX_PCA_ROWS = 20_000
 
 RGB = NDArray[np.uint8]
 
@@ -83,7 +83,7 @@ class Picture:
         if view is None:
             raise ConfigError(f"no view {index} in the store and the data set", where=self.sample)
         one = self.store.read(self.sample, views=[index], rule="last")
-        colour = _Components(np.asarray(everything.features.dequantise().rows, np.float32))
+        colour = Components(np.asarray(everything.features.dequantise().rows, np.float32))
         grid = self.store.grid(self.sample, index)
         panels = [
             ("image", decode(view.image.read(), view.camera.height, view.camera.width)),
@@ -99,30 +99,7 @@ class Picture:
         return int(np.argmax(rows))
 
 
-class _Components:
-    """Principal components of rows `[P, D]`, scaled to RGB."""
-
-    def __init__(self, rows_PD: NDArray[np.float32]) -> None:
-        some = rows_PD[:: max(1, len(rows_PD) // MAX_PCA_ROWS)].astype(np.float64)
-        self._mean = some.mean(axis=0) if len(some) else np.zeros(rows_PD.shape[1])
-        centred = some - self._mean
-        values, vectors = np.linalg.eigh(centred.T @ centred)
-        self._axes = vectors[:, ::-1][:, :3]
-        # the sign of an eigenvector is arbitrary: fix it, so that a store is drawn alike everywhere
-        self._axes = self._axes * np.where(self._axes.sum(axis=0) < 0, -1.0, 1.0)
-        self.explained = float(values[::-1][:3].sum() / max(values.sum(), 1e-12))
-        projected = centred @ self._axes
-        scale = np.percentile(projected, [2, 98], axis=0) if len(some) else np.array([[0.0] * 3, [1.0] * 3])
-        self._low, self._high = scale
-
-    def __call__(self, rows_PD: NDArray[Any]) -> RGB:
-        unit = (np.asarray(rows_PD, np.float64) - self._mean) @ self._axes
-        unit = (unit - self._low) / np.maximum(self._high - self._low, 1e-9)
-        colours: RGB = (unit.clip(0, 1) * 255).astype(np.uint8)
-        return colours
-
-
-def _patches(colour: _Components, one: Any, grid: tuple[int, int]) -> RGB:
+def _patches(colour: Components, one: Any, grid: tuple[int, int]) -> RGB:
     """The patch map of one view; patches that no point sees are not in the store."""
     out = np.tile(UNSEEN, (grid[0] * grid[1], 1))
     seen = one.patch >= 0
@@ -132,7 +109,7 @@ def _patches(colour: _Components, one: Any, grid: tuple[int, int]) -> RGB:
     return out.reshape(*grid, 3)
 
 
-def _points(colour: _Components, everything: Any) -> RGB:
+def _points(colour: Components, everything: Any) -> RGB:
     rows = colour(everything.features.dequantise().rows)
     colours: RGB = np.concatenate([rows, UNSEEN[None]])[everything.features.index]
     return colours

@@ -10,7 +10,8 @@ from ditr_cache.config import BackboneConfig, ExtractConfig, load_config, read_n
 from ditr_cache.datasets import open_dataset
 from ditr_cache.errors import ConfigError, SampleNotFoundError
 from ditr_cache.pipelines.extract import Extract
-from ditr_cache.pipelines.picture import PANEL, Picture, _cloud, _Components
+from ditr_cache.pipelines.components import Components
+from ditr_cache.pipelines.picture import PANEL, Picture, _cloud
 from ditr_cache.store.reader import open_store
 from ditr_cache.types import Camera, ImageSource, PointCloud, Scene, View
 
@@ -66,7 +67,7 @@ def test_near_points_cover_far_ones():
 
 def test_equal_features_have_equal_colours():
     rows = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
-    colour = _Components(rows)
+    colour = Components(rows)
     np.testing.assert_array_equal(colour(rows[[5, 9, 5]])[0], colour(rows[[5, 9, 5]])[2])
     assert len(np.unique(colour(rows), axis=0)) > 100
 
