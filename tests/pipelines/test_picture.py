@@ -9,8 +9,8 @@ from ditr_cache.backbones import load_backbone
 from ditr_cache.config import BackboneConfig, ExtractConfig, load_config, read_named_yaml
 from ditr_cache.datasets import open_dataset
 from ditr_cache.errors import ConfigError, SampleNotFoundError
-from ditr_cache.pipelines.extract import Extract
 from ditr_cache.pipelines.components import Components
+from ditr_cache.pipelines.extract import Extract
 from ditr_cache.pipelines.picture import PANEL, Picture, _cloud
 from ditr_cache.store.reader import open_store
 from ditr_cache.types import Camera, ImageSource, PointCloud, Scene, View
