@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's experiments as lists of arms: which store, which settings, and what the paper found on its data sets.
+
+Numbers are mIoU in per cent, from arXiv 2503.18944: of full-size networks on full-size data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ditr_cache.errors import ConfigError
+from ditr_cache.store.reader import FeatureStore
+
+__all__ = ["EXPERIMENTS", "Arm", "Plan"]
+
+PLAIN = "model.injection=none"
+FRACTIONS = (1, 5, 10, 20, 100)
+"""Per cent of the training samples (Table 7)."""
+VIEWS = (1, 2, 5, 10, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row of the table; one run a seed."""
+
+    name: str
+    """Of its folders."""
+    label: str
+    """For people."""
+    settings: tuple[str, ...]
+    """On top of those of the experiment."""
+    store: int = 0
+    """Which of the stores."""
+    int8: bool = False
+    """From the store with its features as int8."""
+    distilled: bool = False
+    """Starts from a network that was distilled on all training samples."""
+    percent: int = 100
+    """Of the training samples whose labels may be used; as many steps all the same."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """What the paper found, by data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One experiment."""
+
+    title: str
+    arms: tuple[Arm, ...]
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+
+
+def _paper(scannet200: float, nuscenes: float) -> dict[str, float]:
+    return {"ScanNet200": scannet200, "nuScenes": nuscenes}
+
+
+def _injection(stores: Sequence[FeatureStore]) -> Plan:
+    arms = [
+        Arm("none", "none (PTv3)", (PLAIN,), paper=_paper(35.2, 79.9)),
+        Arm("before", "before the encoder", ("model.injection=before",), paper=_paper(40.1, 82.3)),
+        Arm("between", "between two encoder-decoders", ("model.injection=between",), paper=_paper(40.4, 82.2)),
+        Arm("decoder", "in the decoder (DITR)", ("model.injection=decoder",), paper=_paper(41.2, 83.1)),
+        Arm("decoder_last", "in its last block", ("model.injection=decoder_last",), paper=_paper(40.1, 82.5)),
+        Arm("after", "after the decoder", ("model.injection=after",), paper=_paper(37.6, 82.5)),
+    ]
+    if all("cls" in receipt.arrays for receipt in stores[0].manifest.blocks.values()):
+        arms.append(Arm("cls", "class tokens in the decoder", ("model.injection=cls",), paper=_paper(37.4, 79.4)))
+        return Plan("Where image features enter (paper, Table 5)", tuple(arms))
+    note = "class tokens are not in the store: extract it with a backbone that has one"
+    return Plan("Where image features enter (paper, Table 5)", tuple(arms), (note,))
+
+
+_BACKBONES = {
+    "vit-large": _paper(38.2, 80.2),
+    "aimv2-large": _paper(39.1, 82.8),
+    "siglip2-giant": _paper(38.1, 83.6),
+    "dinov2-reg-small": _paper(38.2, 82.8),
+    "dinov2-reg-base": _paper(40.7, 83.0),
+    "dinov2-reg-large": _paper(41.2, 83.1),
+    "dinov2-reg-giant": _paper(40.8, 84.2),
+    "dinov3-large": _paper(42.3, 83.9),
+}
+
+
+def _backbones(stores: Sequence[FeatureStore]) -> Plan:
+    if len(stores) < 2:
+        raise ConfigError(
+            "backbones are compared by their stores: name several, of the same samples",
+            hint="Extract one for each: ditr-cache extract SOURCE STORE -s backbone.name=...",
+        )
+    points = [{info.id: info.coord_sha256 for info in store.samples.values()} for store in stores]
+    for store, found in zip(stores[1:], points[1:], strict=True):
+        if found != points[0]:
+            raise ConfigError(f"not the samples and points of {stores[0].root}", where=store.root)
+    arms = [Arm("none", "none (PTv3)", (PLAIN,), paper=_paper(35.2, 80.4))]
+    for i, store in enumerate(stores):
+        name = str(store.identity["backbone"]["name"])
+        arms.append(Arm(f"store-{i + 1}", name, (), store=i, paper=_BACKBONES.get(name, {})))
+    return Plan("Image backbones (paper, Table 6)", tuple(arms))
+
+
+_SCRATCH = {1: 26.0, 5: 47.8, 10: 56.7, 20: 62.9, 100: 72.2}
+_DISTILLED = {1: 34.1, 5: 56.6, 10: 65.2, 20: 68.3, 100: 76.2}
+
+
+def _data_efficiency(stores: Sequence[FeatureStore]) -> Plan:
+    arms = []
+    for percent in FRACTIONS:
+        for distilled, found in ((False, _SCRATCH), (True, _DISTILLED)):
+            way = "D-DITR" if distilled else "scratch"
+            arms.append(
+                Arm(
+                    f"{way.lower()}-{percent:03d}",
+                    f"{way}, {percent} % of the labelled samples",
+                    (PLAIN,),
+                    distilled=distilled,
+                    percent=percent,
+                    paper={"ScanNet, MinkUNet": found[percent]},
+                )
+            )
+    return Plan("Data efficiency (paper, Table 7)", tuple(arms))
+
+
+def _visibility(stores: Sequence[FeatureStore]) -> Plan:
+    # visible and invisible points of ScanNet200 and SemanticKITTI
+    plain = {"ScanNet200 visible": 35.2, "invisible": 34.5, "SemanticKITTI visible": 68.5, "invisible ": 68.1}
+    ditr = {"ScanNet200 visible": 41.5, "invisible": 39.7, "SemanticKITTI visible": 71.6, "invisible ": 68.3}
+    return Plan(
+        "Visible and invisible points (paper, Table 8)",
+        (Arm("ptv3", "PTv3", (PLAIN,), paper=plain), Arm("ditr", "DITR", ("model.injection=decoder",), paper=ditr)),
+    )
+
+
+def _views(stores: Sequence[FeatureStore]) -> Plan:
+    most = max(len(info.view_names) for info in stores[0].samples.values())
+    counts = [str(n) for n in VIEWS if n < most] + ["null"]
+    arms = tuple(
+        Arm(
+            f"views-{n if n != 'null' else 'all'}",
+            f"{n if n != 'null' else f'all (up to {most})'} views",
+            (f"data.views.count={n}", f"data.views.evaluation_count={n}"),
+        )
+        for n in counts
+    )
+    return Plan("Views of a sample, in training and evaluation", arms)
+
+
+def _dtype(stores: Sequence[FeatureStore]) -> Plan:
+    dtype = next(iter(stores[0].manifest.blocks.values())).arrays["features"].dtype
+    if dtype != "float16":
+        raise ConfigError(f"the store's features are {dtype}: name one with float16", where=stores[0].root)
+    return Plan("Features as float16 and as int8", (Arm("float16", "float16", ()), Arm("int8", "int8", (), int8=True)))
+
+
+EXPERIMENTS: Mapping[str, Callable[[Sequence[FeatureStore]], Plan]] = {
+    "injection": _injection,
+    "backbones": _backbones,
+    "data-efficiency": _data_efficiency,
+    "visibility": _visibility,
+    "views": _views,
+    "dtype": _dtype,
+}
+"""By name."""
