@@ -44,6 +44,7 @@ from ditr_cache.training.store_check import (
     check_classes,
     check_complete,
     check_expected,
+    check_limits,
     check_same,
     coordinates,
     coordinates_digest,
@@ -159,7 +160,10 @@ class Train:
             run = self.folder.run()
             check_same(store, run["store"]["identity"], self.folder.samples(), found)
             check_classes(store, run["label_set"], run["classes"])
-        return Task.of(store, self.config, found)
+        task = Task.of(store, self.config, found)
+        if self.resume and self.folder.exists:
+            check_limits(self.folder.run().get("limits", {}), task.limits)
+        return task
 
     def _write_down(self, task: Task, world: World, threads: int) -> None:
         store = task.store
@@ -175,6 +179,7 @@ class Train:
                 "label_set": task.train.label_set,
                 "classes": list(task.class_names),
                 "image_channels": task.image_channels,
+                "limits": dict(task.limits),
                 "threads": threads,
                 "processes": world.size,
             }
