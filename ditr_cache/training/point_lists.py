@@ -11,6 +11,7 @@ K points of a list.
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,13 +41,14 @@ def read_point_lists(path: Path) -> dict[str, NDArray[np.int64]]:
     Raises:
         ConfigError: If it is none of these.
     """
+    found: Any
     if path.is_dir():
         found = _read_folder(path)
     elif not path.is_file():
         raise ConfigError(f"no such file or folder: {path}", where=_WHERE)
     else:
         found = _read_npz(path) if path.suffix == ".npz" else _read_torch(path)
-    if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
+    if not (isinstance(found, Mapping) and found and all(isinstance(name, str) for name in found)):
         raise ConfigError(f"{path} is no dict of scenes and their points", where=_WHERE)
     return {name: _positions(name, value, path) for name, value in found.items()}
 
@@ -92,9 +94,13 @@ def _read_torch(path: Path) -> Any:
         (_Array, "numpy.ndarray"),
         (_new_array, "numpy.core.multiarray._reconstruct"),
         (_new_array, "numpy._core.multiarray._reconstruct"),
+        # an array of nothing has bytes()
+        (_no_bytes, "builtins.bytes"),
     ]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            # of pickles that torch did not write
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -128,10 +134,15 @@ class _Array:
         kind = self._type
         if not isinstance(kind, _Type) or kind.name not in _TYPES or not isinstance(self._data, bytes):
             return None
-        array = np.frombuffer(self._data, np.dtype(kind.name).newbyteorder(kind.order if kind.order in "<>" else "="))
+        array = np.frombuffer(self._data, np.dtype(f"{'>' if kind.order == '>' else '<'}{kind.name}"))
         return array if self._shape == array.shape else None
 
 
 def _new_array(*_: object) -> _Array:
     """Stands in for what NumPy calls before it fills an array."""
     return _Array()
+
+
+def _no_bytes() -> bytes:
+    """Stands in for `bytes`, which given a number would allocate that many."""
+    return b""

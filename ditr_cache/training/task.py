@@ -71,10 +71,9 @@ class Task:
         assert train.label_set is not None
         # a few scenes need not have all classes
         names = store.class_names.get(train.label_set) or _numbers(store, train.label_set, every)
-        limits = {
-            **({} if data.scenes is None else {"scenes": coordinates_digest({name: found[name] for name in ids})}),
-            **({} if points is None else {"annotations": points.digest()}),
-        }
+        limits = {} if data.scenes is None else {"scenes": coordinates_digest({n: found[n] for n in train.sample_ids})}
+        if points is not None:
+            limits["annotations"] = points.digest()
         return cls(store, train, val, tuple(names), dim, _condition(store, config.model), found, limits)
 
 

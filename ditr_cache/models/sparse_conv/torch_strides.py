@@ -32,12 +32,12 @@ class OffsetStrides:
         self.seat_U = torch.empty_like(self.order_U)
         self.seat_U[self.order_U] = torch.arange(len(offset_U), device=offset_U.device)
         self.counts: list[int] = torch.bincount(offset_U, minlength=stride**3).tolist()
-        self.coarse_K = coarse_U.index_select(0, self.order_U).split(self.counts)
+        self.coarse_K = torch.split(coarse_U.index_select(0, self.order_U), self.counts)
 
     def down(self, x_UI: Tensor, weight: Tensor) -> Tensor:
         """`[U, I]` with `[O, s, s, s, I]` to `[M, O]`: products of one offset at a time, added up."""
         y_MO = wide(x_UI.new_zeros(self.coarse_voxels, len(weight)))
-        parts = x_UI.index_select(0, self.order_U).split(self.counts)
+        parts = torch.split(x_UI.index_select(0, self.order_U), self.counts)
         for x_uI, coarse_u, matrix in zip(parts, self.coarse_K, weight.flatten(1, 3).unbind(1), strict=True):
             y_MO.index_add_(0, coarse_u, wide(x_uI @ matrix.T))
         return y_MO.to(x_UI.dtype)
