@@ -22,6 +22,7 @@ from ditr_cache.training.store_check import (
     check_classes,
     check_complete,
     check_expected,
+    check_limits,
     check_same,
     coordinates,
     coordinates_digest,
@@ -83,6 +84,8 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
             check_same(store, run["store"]["identity"], self.folder.samples(), found)
             check_classes(store, run["label_set"], run["classes"])
         task = Task.of(store, self.config, found)
+        if self.resume and self.folder.exists:
+            check_limits(self.folder.run().get("limits", {}), task.limits)
         self._say_what_is_not_evaluated(task)
         return task
 
@@ -107,6 +110,7 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
             "label_set": task.train.label_set,
             "classes": list(task.class_names),
             "image_channels": task.image_channels,
+            "limits": dict(task.limits),
         }
         return record, task.coordinates
 

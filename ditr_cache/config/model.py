@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from ditr_cache.config.minkunet import MinkUNetConfig
+
 __all__ = ["Injection", "ModelConfig", "Order"]
 
 Order = Literal["z", "z-trans", "hilbert", "hilbert-trans"]
@@ -14,10 +16,13 @@ Injection = Literal["none", "before", "between", "decoder", "decoder_last", "aft
 
 
 class ModelConfig(BaseModel):
-    """Point Transformer V3 and how image features enter it."""
+    """The network, which is Point Transformer V3 unless `network` says otherwise, and how image features enter it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
+    network: Literal["ptv3", "minkunet"] = "ptv3"
+    """`minkunet` is the sparse U-Net of section `minkunet`. Of the other settings it takes `compatibility`,
+    `norm_conditions`, `injection`, `factored` and `sparse_conv`; the rest is Point Transformer V3's."""
     order: tuple[Order, ...] = ("z", "z-trans", "hilbert", "hilbert-trans")
     """Space-filling curves; block i of a stage attends along curve i modulo their number."""
     shuffle_orders: bool = True
@@ -64,6 +69,28 @@ class ModelConfig(BaseModel):
     """Back end of the pooling; `auto` takes torch."""
     compile: bool = False
     """torch.compile the dense parts of every block."""
+    minkunet: MinkUNetConfig = MinkUNetConfig()
+    """Where `network` is `minkunet`."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the features that the network gives a point."""
+        return (self.minkunet if self.network == "minkunet" else self).dec_channels[0]
+
+    @property
+    def decoder_stages(self) -> int:
+        """How many the network has."""
+        return len((self.minkunet if self.network == "minkunet" else self).dec_channels)
+
+    @model_validator(mode="after")
+    def _fits_minkunet(self) -> ModelConfig:
+        if self.network == "minkunet":
+            if self.injection in ("cls", "between"):
+                what = "has no attention" if self.injection == "cls" else "is one network, and not two"
+                raise ValueError(f"injection {self.injection} is for ptv3: minkunet {what}")
+            if self.compile:
+                raise ValueError("compile is for the blocks of ptv3: minkunet has none of them")
+        return self
 
     @model_validator(mode="after")
     def _stages(self) -> ModelConfig:

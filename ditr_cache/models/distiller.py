@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ditr_cache.config.model import ModelConfig
 from ditr_cache.errors import ConfigError
+from ditr_cache.models.backbone import build_backbone
 from ditr_cache.models.norm import ConditionalNorm
-from ditr_cache.models.ptv3.model import PointTransformerV3
 from ditr_cache.models.similarity import cosine_to_rows
 from ditr_cache.types import PointBatch
 
@@ -38,9 +38,9 @@ class Distiller(nn.Module):
             raise ConfigError(
                 "a network that is shown image features cannot be distilled from them", where="model.injection"
             )
-        self.backbone = PointTransformerV3(config, in_channels)
+        self.backbone = build_backbone(config, in_channels)
         self.heads = heads
-        width = config.dec_channels[0]
+        width = config.width
         self.proj = nn.ModuleList(nn.Linear(width, image_channels) for _ in heads or ("",))
 
     def forward(

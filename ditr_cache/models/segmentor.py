@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ditr_cache.config.model import ModelConfig
-from ditr_cache.models.ptv3.model import PointTransformerV3
+from ditr_cache.models.backbone import build_backbone
 from ditr_cache.types import PointBatch
 
 __all__ = ["Segmentor"]
 
 
 class Segmentor(nn.Module):
-    """Point Transformer V3 with a segmentation head; names and shapes are those of upstream's `DefaultSegmentorV2`.
+    """A network with a segmentation head; names and shapes are those of upstream's `DefaultSegmentorV2`.
 
     Args:
         config: Settings of the network.
@@ -26,13 +26,13 @@ class Segmentor(nn.Module):
         image_channels: D, where image features are injected.
 
     Raises:
-        ConfigError: As `PointTransformerV3`.
+        ConfigError: As `build_backbone`.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int, classes: int, image_channels: int | None = None) -> None:
         super().__init__()
-        self.backbone = PointTransformerV3(config, in_channels, image_channels)
-        self.seg_head = nn.Linear(config.dec_channels[0], classes)
+        self.backbone = build_backbone(config, in_channels, image_channels)
+        self.seg_head = nn.Linear(config.width, classes)
 
     def forward(
         self, batch: PointBatch, permutations: Tensor | None = None, generator: torch.Generator | None = None

@@ -25,7 +25,7 @@ from ditr_cache.errors import WeightsError
 
 __all__ = ["load_weights", "save_official", "save_weights", "with_backbone"]
 
-_BACKBONE_ROOTS = ("embedding.", "enc.", "dec.", "before.", "after.", "second.")
+_BACKBONE_ROOTS = ("embedding.", "stem.", "enc.", "dec.", "before.", "after.", "second.")
 _TEACHER_AND_STUDENT = ("student.", "teacher.")
 _PT_V3M2_MARKS = ("mask_token", "stem.linear.", ".ls1.", ".ls2.")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -122,6 +123,12 @@ class DataConfig(_Model):
     """Splits of the store to train on."""
     val_splits: tuple[str, ...] = Field(("val",), min_length=1)
     """Splits of the store to evaluate on."""
+    scenes: Path | None = None
+    """Text file with the names of scenes or samples to train on, one a line; null: all. (ScanNet's `limited
+    reconstructions`.) Evaluation is as ever."""
+    annotations: Path | None = None
+    """File with the points of every training sample whose labels may be known; null: all. (ScanNet's `limited
+    annotations`: `points20` and the like; or an .npz, or a folder of <sample>.txt.) Evaluation is as ever."""
     views: ViewsConfig = ViewsConfig()
     """Which views a sample is seen by."""
     loop: int = Field(1, ge=1)

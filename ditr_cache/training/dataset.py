@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from ditr_cache.errors import ConfigError, SampleError
 from ditr_cache.store.reader import FeatureStore
 from ditr_cache.training.data_config import DataConfig
+from ditr_cache.training.limited import Annotations, EveryPoint
 from ditr_cache.training.sample import Sample
 from ditr_cache.training.sampler import Draw
 from ditr_cache.training.seeding import rng_for, seed_for
@@ -48,6 +49,7 @@ class FeatureStoreDataset(Dataset[Item]):
         images: Read features; otherwise no point is seen, and there are no rows.
         cls: Read class tokens, too.
         labels: Whether labels are needed; False: taken where there are some; None: not looked at.
+        annotations: Which of them count.
 
     Raises:
         ConfigError: If the store lacks an array that the settings ask for.
@@ -65,10 +67,11 @@ class FeatureStoreDataset(Dataset[Item]):
         images: bool = True,
         cls: bool = False,
         labels: bool | None = True,
+        annotations: Annotations | None = None,
     ) -> None:
         self.store, self.sample_ids, self.config, self.role, self.seed = store, tuple(sample_ids), config, role, seed
         self.transforms = tuple(transforms if transforms is not None else getattr(config, _TRANSFORMS[role]))
-        self._images, self._cls = images, cls
+        self._images, self._cls, self._annotations = images, cls, annotations or EveryPoint()
         have = _arrays(store, self.sample_ids)
         _check_points(store, have, config)
         self.label_set = None if labels is None else label_set(have, config.label_set, required=labels)
@@ -83,6 +86,8 @@ class FeatureStoreDataset(Dataset[Item]):
         sample = self._sample(read.points, read.features.index)
         if sample.segment is not None:
             self._check_labels(sample.segment, key.sample_id)
+            # before transforms, which drop points and change their order
+            sample = self._annotations.limit(key.sample_id, sample)
         sample = apply(self.transforms, sample, rng_for(self.seed, "transforms", *_names(key)))
         rows = read.features
         return Item(sample, FactoredFeatures(rows.rows, sample.index, rows.affine, rows.row_view), read.cls)

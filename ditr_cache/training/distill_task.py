@@ -11,6 +11,7 @@ from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.reader import FeatureStore
 from ditr_cache.training.dataset import FeatureStoreDataset, split_samples
 from ditr_cache.training.distill_config import DistillConfig
+from ditr_cache.training.limited import limit_scenes
 
 __all__ = ["DistillTask", "Source", "name_stores"]
 
@@ -55,6 +56,8 @@ class DistillTask:
         """
         names = name_stores(stores, config)
         _check_teacher(stores, config)
+        if config.data.scenes is not None and len(stores) > 1:
+            raise ConfigError("a list of scenes is of one store, and there are several", where="data.scenes")
         sources = tuple(_source(n, store, config) for n, store in zip(names, stores, strict=True))
         receipt, _ = stores[0].samples.locate(sources[0].train.sample_ids[0])
         coordinates = {f"{i}/{key}": value for i, one in enumerate(found) for key, value in one.items()}
@@ -80,7 +83,9 @@ def name_stores(stores: Sequence[FeatureStore], config: DistillConfig) -> tuple[
 
 def _source(name: str, store: FeatureStore, config: DistillConfig) -> Source:
     data, seed = config.data, config.run.seed
-    train = FeatureStoreDataset(store, split_samples(store, data.train_splits), data, "train", seed, labels=None)
+    ids = split_samples(store, data.train_splits)
+    ids = ids if data.scenes is None else limit_scenes(ids, data.scenes)
+    train = FeatureStoreDataset(store, ids, data, "train", seed, labels=None)
     there = [split for split in data.val_splits if any(info.split == split for info in store.samples.values())]
     val = None
     if there:

@@ -17,7 +17,7 @@ from ditr_cache.types import Float32, Int32
 
 __all__ = ["Sample"]
 
-_PER_POINT = ("coord", "point", "index", "color", "normal", "strength", "segment", "grid_coord")
+_PER_POINT = ("coord", "point", "index", "color", "normal", "strength", "segment", "listed", "grid_coord")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +42,8 @@ class Sample:
     """`[N]` lidar return strength."""
     segment: Int32 | None = None
     """`[N]` labels; -1 is ignored."""
+    listed: NDArray[np.bool_] | None = None
+    """`[N]` the only points with labels, where these are scarce: `RandomDropout` and `GridSample` leave them in."""
     grid_coord: Int32 | None = None
     """`[N, 3]` voxel of each point, counted from 0; None before `GridSample`."""
     inverse: NDArray[np.int64] | None = None

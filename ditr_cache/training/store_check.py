@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ditr_cache.config import canonical_json
-from ditr_cache.errors import IdentityMismatchError, IncompleteStoreError
+from ditr_cache.errors import CheckpointError, IdentityMismatchError, IncompleteStoreError
 from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.reader import FeatureStore
 from ditr_cache.training.config import StoreExpectation
@@ -19,6 +19,7 @@ __all__ = [
     "check_classes",
     "check_complete",
     "check_expected",
+    "check_limits",
     "check_same",
     "coordinates",
     "coordinates_digest",
@@ -129,6 +130,24 @@ def check_classes(store: FeatureStore, label_set: str, classes: Sequence[str]) -
             f"{label_set} of the store has other classes than the run:\n  " + "\n  ".join(lines[:_SHOWN]),
             where=store.root,
             hint="Name the store that the run began with.",
+        )
+
+
+def check_limits(began: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Compare the files that limit training with those that a run began with.
+
+    Args:
+        began: Digests of what they said, by setting.
+        now: Of what they say.
+
+    Raises:
+        CheckpointError: If one says something else.
+    """
+    changed = [f"data.{name}" for name in sorted({*began, *now}) if began.get(name) != now.get(name)]
+    if changed:
+        raise CheckpointError(
+            f"the file of {' and that of '.join(changed)} no longer says what it said when the run began",
+            hint="Put it back as it was, or name a new run folder.",
         )
 
 

@@ -15,7 +15,9 @@ from ditr_cache.models.segmentor import Segmentor
 from ditr_cache.store.reader import FeatureStore
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.dataset import FeatureStoreDataset, split_samples
+from ditr_cache.training.limited import ListedPoints, limit_scenes
 from ditr_cache.training.seeding import torch_generator_for
+from ditr_cache.training.store_check import coordinates_digest
 
 __all__ = ["Task", "draw_model"]
 
@@ -38,6 +40,8 @@ class Task:
     """Name of the data set, for norm layers of its own."""
     coordinates: Mapping[str, str]
     """Sample -> digest of its coordinates, of all samples that are read."""
+    limits: Mapping[str, str]
+    """Setting (`scenes`, `annotations`) -> digest of what its file says, for those that are set."""
 
     @classmethod
     def of(cls, store: FeatureStore, config: TrainConfig, found: Mapping[str, str]) -> Task:
@@ -49,21 +53,28 @@ class Task:
             found: Digests of the coordinates of all samples that are read.
 
         Raises:
-            ConfigError: If the store lacks a split, an array, labels, or class tokens that the settings need.
+            ConfigError: If the store lacks a split, an array, labels, or class tokens that the settings need, or has
+                not what the files of `data.scenes` and `data.annotations` name.
         """
         data, seed = config.data, config.run.seed
         images, cls_ = config.model.injection != "none", config.model.injection == "cls"
-        ids = split_samples(store, data.train_splits)
+        every = split_samples(store, data.train_splits)
+        ids = every if data.scenes is None else limit_scenes(every, data.scenes)
         dim = _channels(store, ids) if images else None
-        train = FeatureStoreDataset(store, ids, data, "train", seed, images=images, cls=cls_)
+        points = None if data.annotations is None else ListedPoints.read(data.annotations, store, ids)
+        train = FeatureStoreDataset(store, ids, data, "train", seed, images=images, cls=cls_, annotations=points)
         splits = {info.split for info in store.samples.values()}
         val = None
         if splits.intersection(data.val_splits):
             ids = split_samples(store, [split for split in data.val_splits if split in splits])
             val = FeatureStoreDataset(store, ids, data, "eval", seed, images=images, cls=cls_)
         assert train.label_set is not None
-        names = store.class_names.get(train.label_set) or _numbers(store, train.label_set, train.sample_ids)
-        return cls(store, train, val, tuple(names), dim, _condition(store, config.model), found)
+        # a few scenes need not have all classes
+        names = store.class_names.get(train.label_set) or _numbers(store, train.label_set, every)
+        limits = {} if data.scenes is None else {"scenes": coordinates_digest({n: found[n] for n in train.sample_ids})}
+        if points is not None:
+            limits["annotations"] = points.digest()
+        return cls(store, train, val, tuple(names), dim, _condition(store, config.model), found, limits)
 
 
 def draw_model(task: Task, config: TrainConfig) -> Segmentor:

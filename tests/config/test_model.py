@@ -36,3 +36,29 @@ def test_defaults_are_the_official_settings():
 def test_what_makes_no_network_is_refused(changes, said):
     with pytest.raises(ValidationError, match=said):
         ModelConfig(**changes)
+
+
+def test_minkunet_brings_its_own_widths():
+    config = ModelConfig(network="minkunet")
+    assert (config.width, config.decoder_stages) == (96, 4)
+    assert (ModelConfig().width, ModelConfig().decoder_stages, ModelConfig().network) == (64, 4, "ptv3")
+    assert config.minkunet.enc_channels + config.minkunet.dec_channels[::-1] == (32, 64, 128, 256, 256, 128, 96, 96)
+    assert config.minkunet.enc_depths + config.minkunet.dec_depths == (2, 3, 4, 6, 2, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"injection": "cls"}, "injection cls is for ptv3: minkunet has no attention"),
+        ({"injection": "between"}, "injection between is for ptv3"),
+        ({"compile": True}, "compile is for the blocks of ptv3"),
+        ({"minkunet": {"dec_channels": (8,)}}, "dec_channels needs 4 values"),
+        ({"minkunet": {"enc_depths": (2, 3, 4, 0)}}, "enc_depths"),
+        ({"minkunet": {"stem_kernel": 4}}, "stem_kernel must be odd, not 4"),
+        ({"minkunet": dict.fromkeys(("enc_channels", "enc_depths", "dec_channels", "dec_depths"), ())}, "one stage"),
+        ({"network": "minknet"}, "network"),
+    ],
+)
+def test_what_makes_no_minkunet_is_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        ModelConfig(**{"network": "minkunet", **changes})

@@ -6,14 +6,12 @@ import sys
 
 import pytest
 import torch
+from conv_cases import cloud, crowded, everything, features, needs_spconv, seeded
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional
 
 from ditr_cache.errors import ConfigError
 from ditr_cache.models.sparse_conv import SubmanifoldConv3d, neighbours, spconv_backend, torch_backend
-
-needs_spconv = pytest.mark.skipif(not spconv_backend.spconv_installed(), reason="spconv is not installed")
 
 
 @pytest.fixture(params=["by pairs", "by table"])
@@ -26,37 +24,10 @@ def way(request, monkeypatch):
     monkeypatch.setitem(torch_backend._RUN_BYTES, "cpu", 0)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def cloud(count, extent, clouds=2, seed=0, distinct=True):
-    """Voxels in no order, of several clouds, with coordinates below 0 too."""
-    generator = seeded(seed)
-    rows = torch.randint(0, extent, (count, 3), generator=generator) - 3
-    rows = torch.cat((torch.randint(0, clouds, (count, 1), generator=generator), rows), 1)
-    if distinct:
-        rows = torch.unique(rows, dim=0)
-    rows = rows[torch.randperm(len(rows), generator=generator)]
-    return rows[:, 1:].int(), rows[:, 0]
-
-
 def layer_of(in_channels, out_channels, kernel_size, backend="auto", dtype=torch.float64, bias=True):
     layer = SubmanifoldConv3d(in_channels, out_channels, kernel_size, bias, backend)
     layer.reset_parameters(seeded(1))
     return layer.to(dtype)
-
-
-def features(count, channels, dtype=torch.float64):
-    return torch.randn(count, channels, generator=seeded(2), dtype=torch.float64).to(dtype).requires_grad_()
-
-
-def everything(layer, x, table, function=None):
-    """Output, and the gradients of input and parameters."""
-    leaf = x.detach().clone().requires_grad_()
-    y = (function or layer)(leaf, table)
-    loss = (y * torch.randn(y.shape, generator=seeded(3), dtype=torch.float64).to(y.dtype)).sum()
-    return [y.detach(), *torch.autograd.grad(loss, [leaf, *layer.parameters()])]
 
 
 def dense(layer, x, grid, batch):
@@ -149,18 +120,6 @@ def test_spconv_leaves_the_global_generator_alone():
     torch.set_rng_state(before)
     layer(features(len(grid), 2, torch.float32), neighbours(grid, batch, 3, "spconv"))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@st.composite
-def crowded(draw):
-    """Clouds in which voxels are shared, and a permutation of their points."""
-    count = draw(st.integers(1, 40))
-    coordinate = st.integers(-2, 2)
-    rows = draw(
-        st.lists(st.tuples(st.integers(0, 1), coordinate, coordinate, coordinate), min_size=count, max_size=count)
-    )
-    table = torch.tensor(rows)
-    return table[:, 1:], table[:, 0], torch.tensor(draw(st.permutations(range(count))))
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("spconv", marks=needs_spconv)])
@@ -286,7 +245,7 @@ def test_extents_without_keys_are_refused():
 def test_spconv_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "spconv", None)
     monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
-    spconv_backend._spconv.cache_clear()
+    spconv_backend.require_spconv.cache_clear()
     grid, batch = cloud(20, 4)
     with pytest.raises(ConfigError, match=r"spconv is not installed[\s\S]*pip install"):
         neighbours(grid, batch, 3, "spconv")

@@ -6,19 +6,22 @@ N points of a level, M of the next coarser one, D image channels, C channels of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ditr_cache.models.factored import Compatibility, pool
+from ditr_cache.config.model import ModelConfig
+from ditr_cache.errors import ConfigError
+from ditr_cache.models.factored import Compatibility, compact, pool
 from ditr_cache.models.injection import ImageInjection
 from ditr_cache.models.ptv3.level import Clusters
 from ditr_cache.models.segment import segment_reduce
 from ditr_cache.types import FactoredFeatures
 
-__all__ = ["DenseImage", "FactoredImage", "LevelImage", "NoImage"]
+__all__ = ["DenseImage", "FactoredImage", "LevelImage", "NoImage", "pool_images"]
 
 
 class LevelImage(Protocol):
@@ -96,3 +99,33 @@ class DenseImage:
     def injected(self, injection: ImageInjection, condition: str | None) -> Tensor:
         """Linear, batch norm and GELU on points."""
         return injection.forward_dense(self.image_ND, condition)
+
+
+def pool_images(
+    features: FactoredFeatures | None, clusters: Sequence[Clusters], levels: int, config: ModelConfig
+) -> list[LevelImage]:
+    """X_l^2D of every stage of the decoder, by repeated max-pooling over what the encoder pools.
+
+    Args:
+        features: Of the batch.
+        clusters: From each level to the next.
+        levels: How many, from the finest on, need them.
+        config: Compatibility, and whether to go by rows.
+
+    Raises:
+        ConfigError: If they are needed, and the batch has none.
+    """
+    images: list[LevelImage] = [NoImage()] * len(clusters)
+    if levels == 0:
+        return images
+    if features is None:
+        raise ConfigError(
+            f"injection {config.injection!r} needs image features, and the batch has none",
+            hint="Set model.injection=none, or batch.image.",
+        )
+    kind = FactoredImage if config.factored else DenseImage.of
+    # after sampling and cropping many rows serve no point: those need not be decoded
+    images[0] = kind(compact(features).dequantise(), config.compatibility)
+    for s in range(1, levels):
+        images[s] = images[s - 1].pooled(clusters[s - 1])
+    return images

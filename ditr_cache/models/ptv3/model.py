@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from ditr_cache.config.model import ModelConfig
 from ditr_cache.errors import ConfigError
-from ditr_cache.models.factored import compact
 from ditr_cache.models.ptv3.block import Embedding
 from ditr_cache.models.ptv3.context import Context
-from ditr_cache.models.ptv3.images import DenseImage, FactoredImage, LevelImage, NoImage
+from ditr_cache.models.ptv3.images import LevelImage, pool_images
 from ditr_cache.models.ptv3.level import Pyramid, build_pyramid
 from ditr_cache.models.ptv3.pooling import ImageUnpooling, SerialisedPooling, SerialisedUnpooling
-from ditr_cache.models.ptv3.sites import ImageSum, NoSum, sites
+from ditr_cache.models.ptv3.sites import image_sum, sites
 from ditr_cache.models.ptv3.stages import Stage, TokenStage
 from ditr_cache.models.ptv3.tokens import NoTokens, class_tokens
 from ditr_cache.models.random import device_generator, draw_permutations
-from ditr_cache.types import FactoredFeatures, PointBatch
+from ditr_cache.types import PointBatch
 
 __all__ = ["PointTransformerV3"]
 
@@ -43,18 +42,14 @@ class PointTransformerV3(nn.Module):
     def __init__(self, config: ModelConfig, in_channels: int, image_channels: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.sites = sites(config)
-        if self.sites and image_channels is None:
-            raise ConfigError(
-                f"injection {config.injection!r} needs to know how many channels an image feature has",
-                hint="Pass image_channels, or set model.injection=none for the network without images.",
-            )
+        self.sites = sites(config, image_channels)
         self.embedding = Embedding(in_channels, config)
         self.enc = nn.ModuleDict({f"enc{s}": self._encoder_stage(s) for s in range(len(config.enc_depths))})
         stages = reversed(range(len(config.dec_depths)))
         self.dec = nn.ModuleDict({f"dec{s}": self._decoder_stage(s, image_channels) for s in stages})
-        self.before = self._sum(self.sites.before, config.enc_channels[0], image_channels)
-        self.after = self._sum(self.sites.after, config.dec_channels[0], image_channels)
+        conditions = config.norm_conditions
+        self.before = image_sum(image_channels if self.sites.before else None, config.enc_channels[0], conditions)
+        self.after = image_sum(image_channels if self.sites.after else None, config.dec_channels[0], conditions)
         # DMF-Net's way: the second network segments what the first one and the images have said
         plain = config.model_copy(update={"injection": "none"})
         self.second = PointTransformerV3(plain, config.dec_channels[0]) if self.sites.second else None
@@ -80,7 +75,7 @@ class PointTransformerV3(nn.Module):
         cls = class_tokens(batch) if self.sites.cls else NoTokens()
         context = Context(batch.condition, device_generator(generator, batch.feat.device), cls)
         pyramid = build_pyramid(batch, self.config, permutations)
-        images = self._pool_images(batch.image, pyramid)
+        images = pool_images(batch.image, pyramid.clusters, self.sites.levels, self.config)
         return self._network(batch.feat, images, pyramid, context)
 
     def _network(self, feat: Tensor, images: list[LevelImage], pyramid: Pyramid, context: Context) -> Tensor:
@@ -113,23 +108,6 @@ class PointTransformerV3(nn.Module):
             x = stage(x, level, context, stale)
         return x
 
-    def _pool_images(self, features: FactoredFeatures | None, pyramid: Pyramid) -> list[LevelImage]:
-        """X_l^2D of every stage of the decoder, by repeated max-pooling over the encoder's clusters."""
-        images: list[LevelImage] = [NoImage()] * len(pyramid.clusters)
-        if self.sites.levels == 0:
-            return images
-        if features is None:
-            raise ConfigError(
-                f"injection {self.config.injection!r} needs image features, and the batch has none",
-                hint="Set model.injection=none, or batch.image.",
-            )
-        kind = FactoredImage if self.config.factored else DenseImage.of
-        # after sampling and cropping many rows serve no point: those need not be decoded
-        images[0] = kind(compact(features).dequantise(), self.config.compatibility)
-        for s in range(1, self.sites.levels):
-            images[s] = images[s - 1].pooled(pyramid.clusters[s - 1])
-        return images
-
     def _permutations(self, permutations: Tensor | None, generator: torch.Generator | None) -> Tensor:
         poolings, curves = len(self.config.stride), len(self.config.order)
         if permutations is None:
@@ -160,11 +138,6 @@ class PointTransformerV3(nn.Module):
         if image_channels is not None and self.sites.cls:
             return TokenStage("dec", s, config, up=up, proj_cls=nn.Linear(image_channels, config.dec_channels[s]))
         return Stage("dec", s, config, up=up)
-
-    def _sum(self, wanted: bool, channels: int, image_channels: int | None) -> nn.Module:
-        if image_channels is None or not wanted:
-            return NoSum()
-        return ImageSum(image_channels, channels, self.config.norm_conditions)
 
 
 def _stages(modules: nn.ModuleDict) -> list[Stage]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ditr_cache.config.model import ModelConfig
+from ditr_cache.errors import ConfigError
 from ditr_cache.models.injection import ImageInjection
 from ditr_cache.models.ptv3.context import Context
 from ditr_cache.models.ptv3.images import LevelImage
 
-__all__ = ["ImageSum", "NoSum", "Sites", "sites"]
+__all__ = ["ImageSum", "NoSum", "Sites", "image_sum", "sites"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,26 @@ class Sites:
         return self.levels > 0 or self.cls
 
 
-def sites(config: ModelConfig) -> Sites:
-    """Of one row of Table 5."""
+def sites(config: ModelConfig, image_channels: int | None) -> Sites:
+    """Of one row of Table 5.
+
+    Args:
+        config: Its `injection`.
+        image_channels: D.
+
+    Raises:
+        ConfigError: If image features shall be injected and D is missing.
+    """
+    chosen = _of_table_5(config)
+    if chosen and image_channels is None:
+        raise ConfigError(
+            f"injection {config.injection!r} needs to know how many channels an image feature has",
+            hint="Pass image_channels, or set model.injection=none for the network without images.",
+        )
+    return chosen
+
+
+def _of_table_5(config: ModelConfig) -> Sites:
     match config.injection:
         case "none":
             return Sites()
@@ -52,7 +71,7 @@ def sites(config: ModelConfig) -> Sites:
         case "between":
             return Sites(after=True, second=True)
         case "decoder":
-            return Sites(decoder=frozenset(range(len(config.dec_channels))))
+            return Sites(decoder=frozenset(range(config.decoder_stages)))
         case "decoder_last":
             return Sites(decoder=frozenset({0}))
         case "after":
@@ -85,3 +104,8 @@ class NoSum(nn.Module):
     def forward(self, x: Tensor, image: LevelImage, context: Context) -> Tensor:
         """Nothing."""
         return x
+
+
+def image_sum(image_channels: int | None, channels: int, conditions: tuple[str, ...]) -> ImageSum | NoSum:
+    """A place where features of D channels enter, or nothing does (None)."""
+    return NoSum() if image_channels is None else ImageSum(image_channels, channels, conditions)

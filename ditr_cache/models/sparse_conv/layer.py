@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ditr_cache.models.sparse_conv.neighbours import Backend, NeighbourTable
 
-__all__ = ["SubmanifoldConv3d"]
+__all__ = ["SubmanifoldConv3d", "autocasted"]
 
 
 class SubmanifoldConv3d(nn.Module):
@@ -64,7 +64,7 @@ class SubmanifoldConv3d(nn.Module):
             )
         if self.backend not in ("auto", table.backend):
             raise ValueError(f"this layer runs with {self.backend}, the table was built for {table.backend}")
-        y = table.convolve(_autocast(x), _autocast(self.weight))
+        y = table.convolve(autocasted(x), autocasted(self.weight))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
@@ -72,7 +72,7 @@ class SubmanifoldConv3d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"
 
 
-def _autocast(x: Tensor) -> Tensor:
+def autocasted(x: Tensor) -> Tensor:
     """In the dtype that autocast asks of a matrix product; double precision it leaves alone."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:

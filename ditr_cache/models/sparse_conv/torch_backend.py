@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ditr_cache.models.sparse_conv.pairs import Pairs
 
-__all__ = ["PairConvolution"]
+__all__ = ["PairConvolution", "wide"]
 
 # Where gathering by table is worth it. One core, forward and backward, pairs against table: PTv3's stem on an indoor
 # scan (fill 0.44) 133 and 36 ms, on a lidar scan (fill 0.03) 13 and 46 ms; 32 channels at fill 0.62 52 and 42 ms;
@@ -59,10 +59,10 @@ class _ByPairs(torch.autograd.Function):
         ctx.save_for_backward(x_UI, weight_OKI)
         ctx.pairs = pairs
         matrices = weight_OKI.unbind(1)
-        y_UO = _wide(x_UI @ matrices[pairs.offsets // 2].T)
+        y_UO = wide(x_UI @ matrices[pairs.offsets // 2].T)
         for offset, here, there in pairs.by_offset():
-            y_UO.index_add_(0, here, _wide(x_UI.index_select(0, there) @ matrices[offset].T))
-            y_UO.index_add_(0, there, _wide(x_UI.index_select(0, here) @ matrices[-1 - offset].T))
+            y_UO.index_add_(0, here, wide(x_UI.index_select(0, there) @ matrices[offset].T))
+            y_UO.index_add_(0, there, wide(x_UI.index_select(0, here) @ matrices[-1 - offset].T))
         return y_UO.to(x_UI.dtype)
 
     @staticmethod
@@ -72,7 +72,7 @@ class _ByPairs(torch.autograd.Function):
         pairs: Pairs = ctx.pairs
         for_x, for_weight = ctx.needs_input_grad[:2]
         matrices, centre = weight_OKI.unbind(1), pairs.offsets // 2
-        grad_x_UI = _wide(grad_UO @ matrices[centre]) if for_x else None
+        grad_x_UI = wide(grad_UO @ matrices[centre]) if for_x else None
         grad_weight_OKI = torch.zeros_like(weight_OKI) if for_weight else None
         if grad_weight_OKI is not None:
             torch.mm(grad_UO.T, x_UI, out=grad_weight_OKI[:, centre])
@@ -80,7 +80,7 @@ class _ByPairs(torch.autograd.Function):
             for o, out, into in ((offset, here, there), (pairs.offsets - 1 - offset, there, here)):
                 grad_PO = grad_UO.index_select(0, out)
                 if grad_x_UI is not None:
-                    grad_x_UI.index_add_(0, into, _wide(grad_PO @ matrices[o]))
+                    grad_x_UI.index_add_(0, into, wide(grad_PO @ matrices[o]))
                 if grad_weight_OKI is not None:
                     torch.mm(grad_PO.T, x_UI.index_select(0, into), out=grad_weight_OKI[:, o])
         return (None if grad_x_UI is None else grad_x_UI.to(x_UI.dtype)), grad_weight_OKI, None
@@ -105,14 +105,14 @@ class _ByTable(torch.autograd.Function):
         for_x, for_weight = ctx.needs_input_grad[:2]
         if not for_x:
             # the stem: its input is narrower than its output, so gather that
-            total = _wide(weight_OKI.new_zeros(len(weight_OKI), pairs.offsets * x_UI.shape[1]))
+            total = wide(weight_OKI.new_zeros(len(weight_OKI), pairs.offsets * x_UI.shape[1]))
             for run, around in _runs(x_UI, pairs):
                 _accumulate(total, grad_UO[run].T, around)
             return None, total.view(weight_OKI.shape).to(weight_OKI.dtype), None
         # at offset o of an input lies an output that saw it at the opposite offset: one gather serves both gradients
         opposite = weight_OKI.flip(1).transpose(0, 1).flatten(0, 1)
         grad_x_UI = torch.empty_like(x_UI)
-        total = _wide(torch.zeros_like(opposite))
+        total = wide(torch.zeros_like(opposite))
         for run, around in _runs(grad_UO, pairs):
             torch.mm(around, opposite, out=grad_x_UI[run])
             if for_weight:
@@ -133,7 +133,7 @@ def _runs(x_UC: Tensor, pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
         yield run, padded.index_select(0, pairs.table_UK[run].flatten()).view(run.stop - run.start, -1)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """What products of that type are added up in."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 

@@ -35,8 +35,8 @@ class GridSample(TransformModel):
     grid_size: float = Field(0.02, gt=0)
     """Edge of a voxel, metres."""
     keep: Literal["random", "first", "all"] = "random"
-    """`random`: any point of a voxel alike (training). `first`: the first, and it stands for the others (validation:
-    independent of any seed). `all`: every point, for `fragments` to divide (test)."""
+    """`random`: any point of a voxel alike, or of its listed ones (training). `first`: the first, and it stands for the
+    others (validation: independent of any seed). `all`: every point, for `fragments` to divide (test)."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:  # noqa: D102
         if len(sample) == 0:
@@ -58,7 +58,10 @@ class GridSample(TransformModel):
             return sample
         order_N, start_K, count_K = _voxels(cell_N3)
         if self.keep == "random":
-            return sample.take(order_N[start_K + (rng.random(len(count_K)) * count_K).astype(np.int64)])
+            chosen_K = order_N[start_K + (rng.random(len(count_K)) * count_K).astype(np.int64)]
+            if sample.listed is not None:
+                _prefer(sample.listed, chosen_K, order_N, start_K, rng)
+            return sample.take(chosen_K)
         return _stand_for_all(sample, order_N, start_K, count_K)
 
 
@@ -74,6 +77,20 @@ def fragments(sample: Sample) -> list[NDArray[np.int64]]:
     assert sample.grid_coord is not None
     order_N, start_K, count_K = _voxels(sample.grid_coord)
     return [order_N[start_K + i % count_K] for i in range(int(count_K.max(initial=0)))]
+
+
+def _prefer(
+    listed_N: NDArray[np.bool_],
+    chosen_K: NDArray[np.int64],
+    order_N: NDArray[np.int64],
+    start_K: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> None:
+    """Let a listed point, any of them alike, stand for every voxel that has one; changes `chosen_K`."""
+    place_L = rng.permutation(np.flatnonzero(listed_N[order_N]))
+    voxel_L = np.searchsorted(start_K, place_L, side="right") - 1
+    # of several in a voxel the last one stays
+    chosen_K[voxel_L] = order_N[place_L]
 
 
 def _stand_for_all(

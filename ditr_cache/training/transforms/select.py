@@ -17,7 +17,7 @@ __all__ = ["RandomDropout", "SphereCrop"]
 
 
 class RandomDropout(TransformModel):
-    """Drops a fixed share of the points, any of them alike."""
+    """Drops a fixed share of the points, any of them alike; listed ones stay."""
 
     kind: Literal["random_dropout"] = "random_dropout"
     dropout_ratio: float = Field(0.2, ge=0, lt=1)
@@ -31,6 +31,8 @@ class RandomDropout(TransformModel):
         n = len(sample)
         keep_N = np.ones(n, bool)
         keep_N[rng.choice(n, n - int(n * (1 - self.dropout_ratio)), replace=False, shuffle=False)] = False
+        if sample.listed is not None:
+            keep_N |= sample.listed
         return sample.take(keep_N)
 
 

@@ -172,5 +172,5 @@ def test_norms_by_data_set_reach_every_place(mode):
 
 
 def test_levels_that_are_pooled():
-    depth = {mode: sites(tiny_config(injection=mode)).levels for mode in (*MODES, "none")}
+    depth = {mode: sites(tiny_config(injection=mode), IMAGE_CHANNELS).levels for mode in (*MODES, "none")}
     assert depth == {"before": 1, "between": 1, "decoder": 2, "decoder_last": 1, "after": 1, "cls": 0, "none": 0}

@@ -42,6 +42,26 @@ def test_one_point_of_every_voxel(before, size, keep):
 
 
 @settings(deadline=None)
+@given(before=CLOUDS, size=SIZES, share=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+def test_listed_points_stand_for_their_voxels(before, size, share):
+    listed = np.random.default_rng(0).random(len(before)) < share
+    after = GridSample(grid_size=size)(before.replace(listed=listed), rng())
+    expected = voxels(before, size)
+    assert sorted(map(tuple, after.grid_coord.tolist())) == sorted(expected)
+    for cell, point in zip(map(tuple, after.grid_coord.tolist()), after.point.tolist(), strict=True):
+        assert point in expected[cell]
+        assert listed[point] == listed[expected[cell]].any()
+
+
+def test_every_listed_point_of_a_voxel_alike():
+    before = cloud(6)
+    before = before.replace(coord=np.abs(before.coord), listed=np.array([0, 1, 1, 0, 1, 0], bool))
+    chosen = [int(GridSample(grid_size=50)(before, rng(i)).point[0]) for i in range(900)]
+    count = np.bincount(chosen, minlength=6)
+    np.testing.assert_allclose(count, [0, 300, 300, 0, 300, 0], atol=6 * math.sqrt(200))
+
+
+@settings(deadline=None)
 @given(before=CLOUDS, size=SIZES)
 def test_the_first_point_stands_for_its_voxel(before, size):
     after = GridSample(grid_size=size, keep="first")(before, rng())

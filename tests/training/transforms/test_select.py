@@ -29,6 +29,16 @@ def test_dropout_keeps_an_exact_share_and_every_point_alike():
     np.testing.assert_allclose(kept, expected, atol=6 * math.sqrt(expected * 0.3))
 
 
+def test_listed_points_are_not_dropped():
+    listed = np.arange(200) % 50 == 0
+    before = cloud(200).replace(listed=listed)
+    for i in range(20):
+        after = RandomDropout(dropout_ratio=0.5, dropout_application_ratio=1)(before, rng(i))
+        assert after.listed.sum() == 4
+        assert 100 <= len(after) <= 104
+        np.testing.assert_array_equal(after.listed, listed[after.point])
+
+
 @settings(deadline=None)
 @given(n=st.integers(1, 300), limit=st.integers(1, 300), seed=st.integers(0, 99), ties=st.booleans())
 def test_sphere_crop_keeps_the_nearest(n, limit, seed, ties):
