@@ -57,7 +57,12 @@ def save_official(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> 
     Args:
         state: Under the names of `Segmentor`.
         path: `.pth` by custom.
+
+    Raises:
+        WeightsError: If they are MinkUNet's, for which Pointcept has other names.
     """
+    if any(name.startswith("backbone.stem.") for name in state):
+        raise WeightsError("weights of MinkUNet have no official layout", hint="Keep them as .safetensors.")
     plain = {f"module.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     _write_whole(Path(path), lambda temporary: torch.save({"state_dict": plain}, temporary))
 

@@ -114,6 +114,18 @@ def test_a_backbone_alone_is_exported_with_its_prefix(tmp_path):
     assert all(n.startswith("module.backbone.") for n in torch.load(tmp_path / "w.pth")["state_dict"])
 
 
+def test_minkunet_comes_back_under_a_head_and_has_no_official_layout(tmp_path):
+    shape = {"stem_channels": 4, "enc_channels": (4,), "enc_depths": (1,), "dec_channels": (4,), "dec_depths": (1,)}
+    config = ModelConfig(network="minkunet", minkunet=shape)
+    source, target = (Segmentor(config, 3, 5, 6) for _ in range(2))
+    save_weights(source.backbone.state_dict(), tmp_path / "w.safetensors")
+    assert initialise(target, tmp_path / "w.safetensors", strict=False).missing == ("seg_head.weight", "seg_head.bias")
+    assert_same(source.backbone.state_dict(), target.backbone.state_dict())
+    for model in (source, source.backbone):
+        with pytest.raises(WeightsError, match="weights of MinkUNet have no official layout"):
+            export_official(model, tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("injection", ["before", "between", "decoder", "after", "cls"])
 def test_a_backbone_alone_comes_back_under_a_head_wherever_images_enter(tmp_path, injection):
     config = ModelConfig(

@@ -64,6 +64,7 @@ def pairs(rooms_store, micro, tmp_path_factory):
         "accumulated": ([], ["run.accumulation=2"]),
         # norm layers of another data set, which take no part
         "norms": ([], ["run.accumulation=2"]),
+        "minkunet": ([], ["run.accumulation=2"]),
         "doubled": (["run.sync_bn=true"], []),
     }
     alike = [
@@ -76,7 +77,13 @@ def pairs(rooms_store, micro, tmp_path_factory):
         # biases in front of a norm have no gradient but rounding, which AdamW would blow up to a full step
         "optim.eps=1e-3",
     ]
-    more = {"accumulated": [], "norms": ["model.norm_conditions=[synthetic,scannet]"], "doubled": alike}
+    small = "{stem_channels: 8, enc_channels: [8], enc_depths: [1], dec_channels: [8], dec_depths: [1]}"
+    more = {
+        "accumulated": [],
+        "norms": ["model.norm_conditions=[synthetic,scannet]"],
+        "minkunet": ["model.network=minkunet", f"model.minkunet={small}"],
+        "doubled": alike,
+    }
     plan = []
     for name, (two, one) in settings.items():
         base = [*common, "run.batch_size=6", *more[name]]
@@ -103,7 +110,7 @@ def _losses(folder):
     return [line["loss"] for line in lines if line["kind"] == "step"]
 
 
-@pytest.mark.parametrize("name", ["accumulated", "norms"])
+@pytest.mark.parametrize("name", ["accumulated", "norms", "minkunet"])
 def test_two_processes_are_one_that_accumulates(pairs, name):
     two, one = pairs[name]
     assert _difference(two, one, statistics=False) < 1e-6
