@@ -115,6 +115,6 @@ def command(
 def _row(speed: Speed, report: BenchReport) -> list[str]:
     name = f"{speed.name}, raw" if speed.reader == "raw" else speed.name
     if speed.name == "loader":
-        name = f"loader, {plural(report.workers, report.kind)}".replace("processs", "processes")
+        name = f"loader, {plural(report.workers, report.kind)}"
     times = [f"{1000 * seconds:.2f}" for seconds in (speed.p50_s, speed.p90_s, speed.p99_s)]
     return [name, number(speed.samples_per_s, 1), bytes_(speed.bytes_per_s), *times]

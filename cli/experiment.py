@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 # not from pipelines.experiment_plans: the help page would wait for torch; a test compares the two
-NAMES = ("injection", "backbones", "data-efficiency", "visibility", "views", "dtype")
+NAMES = ("injection", "backbones", "data-efficiency", "visibility", "views", "dtype", "online")
 
 
 @click.command(
@@ -36,6 +36,7 @@ Experiments:
   visibility       PTv3 and DITR on visible and invisible points (Table 8)
   views            how many views a sample is seen by
   dtype            features as float16 and as int8
+  online           cached image variants, and a ViT in every step (--source)
 
 \b
 Examples:
@@ -48,6 +49,17 @@ Examples:
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @config_options("train", example="run.epochs=50")
 @click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Runs of each arm.")
+@click.option(
+    "--source",
+    metavar="SOURCE",
+    help="The data set, as for extract: `online` shows its images to the ViT in every step.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Folder of the stores' ViT, for `online`, where it does not go by its name.",
+)
 @click.option("--allow-incomplete", is_flag=True, help="Take stores of which blocks are missing.")
 @cache_options
 @click.option("-n", "--dry-run", is_flag=True, help="Only list the runs, and which of them are done.")
@@ -60,6 +72,8 @@ def command(
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
     seeds: int,
+    source: str | None,
+    weights: Path | None,
     allow_incomplete: bool,
     cache_dir: Path | None,
     cache_size: int,
@@ -73,6 +87,7 @@ def command(
     from ditr_cache.cli.train import data_set_preset
     from ditr_cache.cli.train_progress import training_progress
     from ditr_cache.config import config_names, read_named_yaml
+    from ditr_cache.datasets import open_dataset
     from ditr_cache.pipelines.experiment import Experiment
 
     layers: list[dict[str, Any]] = []
@@ -94,6 +109,8 @@ def command(
         layers,
         overrides,
         seeds=range(seeds),
+        source=None if source is None else open_dataset(source),
+        weights=weights,
         allow_incomplete=allow_incomplete,
         cache_dir=cache_dir,
         cache_size=cache_size,

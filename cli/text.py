@@ -20,7 +20,8 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def plural(count: int, what: str) -> str:
     """A count and what is counted."""
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    ending = "" if count == 1 else "es" if what.endswith("ss") else "s"
+    return f"{count:,} {what}{ending}"
 
 
 def share(part: int, whole: int) -> str:

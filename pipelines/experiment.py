@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ditr_cache.config import canonical_json, load_config
+from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import ConfigError, DitrCacheError
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
@@ -32,12 +33,15 @@ from ditr_cache.store.subset import Selection
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.dataset import split_samples
 from ditr_cache.training.distill_config import DistillConfig, without_labels
+from ditr_cache.training.distributed import pick_device
 from ditr_cache.training.seeding import rng_for
 from ditr_cache.training.store_check import check_complete
 from ditr_cache.training.tracking import Nobody, Tracker
 
 __all__ = ["Experiment", "ExperimentReport", "PlannedRun"]
 
+_SEVERAL = ("backbones", "online")
+"""Experiments on any number of stores of the same samples."""
 SCORES = "scores.json"
 """In the folder of a run that was evaluated."""
 
@@ -84,6 +88,8 @@ class Experiment:
         layers: Settings of training below those of the arms.
         overrides: Further ones, as `-s` has them.
         seeds: A run for each.
+        source: The data set, for `online`: a store holds no images.
+        weights: Folder of the ViT, for `online`, where it is not one that goes by its name.
         allow_incomplete: Take stores of which blocks are missing.
         cache_dir: Where to keep what was read from a server; None: nowhere.
         cache_size: Bytes that the cache may take.
@@ -102,6 +108,8 @@ class Experiment:
         overrides: Sequence[str] = (),
         *,
         seeds: Sequence[int] = (0, 1, 2),
+        source: Dataset | None = None,
+        weights: Path | None = None,
         allow_incomplete: bool = False,
         cache_dir: Path | None = None,
         cache_size: int = DEFAULT_CACHE_SIZE,
@@ -117,8 +125,12 @@ class Experiment:
         self._opened: list[FeatureStore] = [open_store(store, **self._cache) for store in stores]
         for store in self._opened:
             check_complete(store, allow_incomplete=allow_incomplete)
-        if name != "backbones" and len(stores) != 1:
+        if name not in _SEVERAL and len(stores) != 1:
             raise ConfigError(f"{name} is an experiment on one store, not on {len(stores)}")
+        if (name == "online") != (source is not None):
+            what = "needs the images" if source is None else "needs no images"
+            raise ConfigError(f"{name} {what}", where="--source", hint="It is for `online` alone.")
+        self._source, self._weights = source, weights
         self.plan: Plan = EXPERIMENTS[name](self._opened)
         self._stop = threading.Event()
         self._running: _Stoppable | None = None
@@ -171,7 +183,7 @@ class Experiment:
             settings += self._fewer(arm.percent, seed)
         config = load_config(TrainConfig, self._layers, settings)
         with self._tracker(planned.folder.name) as tracker:
-            train = Train(store, planned.folder, config, resume=True, tracker=tracker, **self._options())
+            train = self._train(arm, store, planned.folder, config, tracker)
             if self._interruptible(train).interrupted:
                 return
         options = LabelOptions(allow_incomplete=self._allow_incomplete, **self._cache)
@@ -179,6 +191,21 @@ class Experiment:
         parts = {"miou": scores.overall, "visible": scores.visible, "invisible": scores.invisible}
         found = {key: part.miou for key, part in parts.items()}
         Filesystem().replace(planned.folder / SCORES, json.dumps(found).encode() + b"\n")
+
+    def _train(
+        self, arm: Arm, store: str | os.PathLike[str], folder: Path, config: TrainConfig, tracker: Tracker
+    ) -> Train:
+        if not arm.online:
+            return Train(store, folder, config, resume=True, tracker=tracker, **self._options())
+        # not at the top: it brings the ViT, which no other arm needs
+        from ditr_cache.pipelines.online import OnlineTrain, backbone_of
+
+        assert self._source is not None
+        device = str(pick_device(config.run.device))
+        backbone = backbone_of(self._opened[arm.store].identity, self._weights, device)
+        return OnlineTrain(
+            self._source, backbone, store, folder, config, resume=True, tracker=tracker, **self._options()
+        )
 
     def _distil(self, seed: int) -> Path | None:
         """The folder of a distillation on all training samples; None if it was interrupted."""

@@ -36,6 +36,8 @@ class Arm:
     """From the store with its features as int8."""
     distilled: bool = False
     """Starts from a network that was distilled on all training samples."""
+    online: bool = False
+    """With the ViT in every step, which only exists here."""
     percent: int = 100
     """Of the training samples whose labels may be used; as many steps all the same."""
     paper: Mapping[str, float] = field(default_factory=dict)
@@ -90,15 +92,20 @@ def _backbones(stores: Sequence[FeatureStore]) -> Plan:
             "backbones are compared by their stores: name several, of the same samples",
             hint="Extract one for each: ditr-cache extract SOURCE STORE -s backbone.name=...",
         )
-    points = [{info.id: info.coord_sha256 for info in store.samples.values()} for store in stores]
-    for store, found in zip(stores[1:], points[1:], strict=True):
-        if found != points[0]:
-            raise ConfigError(f"not the samples and points of {stores[0].root}", where=store.root)
+    _check_points(stores)
     arms = [Arm("none", "none (PTv3)", (PLAIN,), paper=_paper(35.2, 80.4))]
     for i, store in enumerate(stores):
         name = str(store.identity["backbone"]["name"])
         arms.append(Arm(f"store-{i + 1}", name, (), store=i, paper=_BACKBONES.get(name, {})))
     return Plan("Image backbones (paper, Table 6)", tuple(arms))
+
+
+def _check_points(stores: Sequence[FeatureStore]) -> None:
+    """Refuse stores of different samples or points."""
+    points = [{info.id: info.coord_sha256 for info in store.samples.values()} for store in stores]
+    for store, found in zip(stores[1:], points[1:], strict=True):
+        if found != points[0]:
+            raise ConfigError(f"not the samples and points of {stores[0].root}", where=store.root)
 
 
 _SCRATCH = {1: 26.0, 5: 47.8, 10: 56.7, 20: 62.9, 100: 72.2}
@@ -154,6 +161,24 @@ def _dtype(stores: Sequence[FeatureStore]) -> Plan:
     return Plan("Features as float16 and as int8", (Arm("float16", "float16", ()), Arm("int8", "int8", (), int8=True)))
 
 
+def _online(stores: Sequence[FeatureStore]) -> Plan:
+    _check_points(stores)
+    arms = [Arm("cached-1", "cached, plain images", ("data.views.variants=0",))]
+    for i, store in enumerate(stores):
+        kept = store.identity["variants"]
+        count = (1 + int(kept["jitter"])) * (1 + int(kept["flip"]))
+        if count > 1:
+            what = " and ".join([*["mirrored"] * kept["flip"], *["jittered"] * bool(kept["jitter"])])
+            label = f"cached, {count} variants ({what})"
+            arms.append(Arm(f"cached-{count}", label, ("data.views.variants=random",), store=i))
+    notes = () if len(arms) > 1 else ("no store has image variants: extract one with -s variants.flip=true",)
+    settings = ("data.views.variants=0", "run.workers=0")
+    arms.append(Arm("online", "ViT in every step, mirrored and jittered anew", settings, online=True))
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ConfigError("two stores have as many image variants: name one of them")
+    return Plan("Cached variants and a ViT in every step", tuple(arms), notes)
+
+
 EXPERIMENTS: Mapping[str, Callable[[Sequence[FeatureStore]], Plan]] = {
     "injection": _injection,
     "backbones": _backbones,
@@ -161,5 +186,6 @@ EXPERIMENTS: Mapping[str, Callable[[Sequence[FeatureStore]], Plan]] = {
     "visibility": _visibility,
     "views": _views,
     "dtype": _dtype,
+    "online": _online,
 }
 """By name."""

@@ -17,26 +17,15 @@ interruption.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _harness import RESULTS, write_results
+from rows import learn, scores_of, settings_of, summary, table
 from stores import ARMS, make_store
-
-from ditr_cache.config import load_config, read_named_yaml
-from ditr_cache.datasets.rooms import STYLES
-from ditr_cache.pipelines.evaluate import Evaluate
-from ditr_cache.pipelines.train import Train
-from ditr_cache.training.config import TrainConfig
-
-HERE = Path(__file__).resolve().parent
-FAMILIES = {family: names for family, names in STYLES["a"].class_families.items() if family != "structure"}
 
 
 def main() -> None:
@@ -65,7 +54,15 @@ def main() -> None:
             continue
         # PTv3 alone reads the points of the first store and none of its features
         store = make_store("vit" if arm == "plain" else arm, source, args.work, args.weights)
-        results[arm] = {str(seed): train(arm, seed, store, args) for seed in args.seeds}
+        injection = "none" if arm == "plain" else "decoder"
+        results[arm] = {
+            str(seed): learn(
+                run_folder(arm, seed, args),
+                store,
+                [*args.overrides, f"run.seed={seed}", f"model.injection={injection}"],
+            )
+            for seed in args.seeds
+        }
     results = {arm: seeds for arm, seeds in results.items() if seeds}
     print(table(results))
     write_results(
@@ -73,7 +70,7 @@ def main() -> None:
         {
             "source": source,
             "backbone": args.weights.name if args.weights else "rooms-vit-tiny",
-            "settings": yaml_settings(args.overrides).model_dump(mode="json"),
+            "settings": settings_of(args.overrides).model_dump(mode="json"),
             "arms": results,
             "summary": {arm: summary(seeds) for arm, seeds in results.items()},
         },
@@ -82,59 +79,9 @@ def main() -> None:
     (args.results / f"{args.name}.md").write_text(table(results) + "\n", "utf-8")
 
 
-def yaml_settings(overrides: list[str]) -> TrainConfig:
-    """The benchmark's settings."""
-    return load_config(TrainConfig, [read_named_yaml("train", str(HERE / "rooms.yaml"))], overrides)
-
-
-def train(arm: str, seed: int, store: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate one arm with one seed; found again if it is there."""
-    run = run_folder(arm, seed, args)
-    if not scores_of(run):
-        injection = "none" if arm == "plain" else "decoder"
-        config = yaml_settings([*args.overrides, f"run.seed={seed}", f"model.injection={injection}"])
-        Train(store, run, config, resume=True).run()
-        report = Evaluate(run, store).run()
-        scores = report.scores
-        classes = {c.name: c.iou for c in scores.overall.classes}
-        row: dict[str, Any] = {
-            "miou": scores.overall.miou,
-            "visible": scores.visible.miou,
-            "invisible": scores.invisible.miou,
-            **{family: float(np.mean([classes[name] for name in names])) for family, names in FAMILIES.items()},
-        }
-        (run / "scores.json").write_text(json.dumps(row), "utf-8")
-        print(arm, seed, {k: round(100 * v, 1) for k, v in row.items()}, flush=True)
-    return scores_of(run)
-
-
 def run_folder(arm: str, seed: int, args: argparse.Namespace) -> Path:
     """Where a run is kept."""
     return args.work / f"{args.name}-{arm}-{seed}"
-
-
-def scores_of(run: Path) -> dict[str, Any]:
-    """Of a finished run; empty otherwise."""
-    path = run / "scores.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-
-
-def summary(seeds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and spread (highest minus lowest) over seeds."""
-    keys = next(iter(seeds.values()))
-    values = {key: np.array([row[key] for row in seeds.values()]) for key in keys}
-    return {key: {"mean": float(v.mean()), "spread": float(np.ptp(v))} for key, v in values.items()}
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown; per cent, mean over seeds, in brackets the spread from lowest to highest."""
-    keys = ["miou", *FAMILIES, "visible", "invisible"]
-    lines = ["| arm | seeds | mIoU | " + " | ".join(keys[1:]) + " |", "|---" * (len(keys) + 2) + "|"]
-    for arm, seeds in results.items():
-        found = summary(seeds)
-        cells = [f"{100 * found[key]['mean']:.1f} ({100 * found[key]['spread']:.1f})" for key in keys]
-        lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

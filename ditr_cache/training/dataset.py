@@ -81,7 +81,7 @@ class FeatureStoreDataset(Dataset[Item]):
         return len(self.sample_ids)
 
     def __getitem__(self, key: Draw) -> Item:
-        read = self._read(key)
+        read = self.read(key)
         assert read.points is not None
         sample = self._sample(read.points, read.features.index)
         if sample.segment is not None:
@@ -92,7 +92,8 @@ class FeatureStoreDataset(Dataset[Item]):
         rows = read.features
         return Item(sample, FactoredFeatures(rows.rows, sample.index, rows.affine, rows.row_view), read.cls)
 
-    def _read(self, key: Draw) -> PointFeatures:
+    def read(self, key: Draw) -> PointFeatures:
+        """Points and features of a sample as drawn, before any transform."""
         if not self._images:
             return self.store.read(key.sample_id, views=[], rule="last", seed=0)
         views = self.config.views
