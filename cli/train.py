@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
     from ditr_cache.training.config import TrainConfig
 
-__all__ = ["command"]
+__all__ = ["command", "preset_layers"]
 
 
 @click.command(
@@ -112,23 +112,29 @@ def _configure(
     output: Output, store: Path | str, run: Path, configs: tuple[str, ...], overrides: tuple[str, ...], resume: bool
 ) -> TrainConfig:
     """Settings of the run that goes on, or of the store's data set; what is given comes on top."""
-    from ditr_cache.config import config_names, load_config, read_named_yaml
+    from ditr_cache.config import load_config, read_named_yaml
     from ditr_cache.training.config import TrainConfig
     from ditr_cache.training.run_folder import RunFolder
 
     folder = RunFolder(run)
-    layers: list[dict[str, Any]] = []
-    words = list(configs)
     if resume and folder.exists:
-        layers.append(folder.config())
-        words.insert(0, "those of the run")
-    elif not any(name in config_names("train") for name in configs):
-        preset = _preset(store)
-        if preset in config_names("train"):
-            layers.append(read_named_yaml("train", preset))
-        words.insert(0, preset if layers else "the defaults")
+        layers, words = [folder.config()], ["those of the run", *configs]
+    else:
+        layers, words = preset_layers(store, configs)
     output.status(f"settings: {' + '.join([*words, *overrides])}")
     return load_config(TrainConfig, [*layers, *(read_named_yaml("train", name) for name in configs)], overrides)
+
+
+def preset_layers(store: Path | str | None, configs: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What comes below `configs`, unless they name installed settings: those of the store's data set; and all names."""
+    from ditr_cache.config import config_names, read_named_yaml
+
+    if any(name in config_names("train") for name in configs):
+        return [], [*configs]
+    preset = None if store is None else _preset(store)
+    if preset in config_names("train"):
+        return [read_named_yaml("train", str(preset))], [str(preset), *configs]
+    return [], ["the defaults", *configs]
 
 
 def _preset(store: Path | str) -> str:
