@@ -180,8 +180,7 @@ def _side(side: DrawnSplit) -> str:
 
 
 def _input(method: MethodScores, report: ProbeReport) -> str:
-    what = "features" if method.input == "features" else ", ".join(report.plain)
-    return f"{what} ({method.channels} channels)"
+    return f"{report.words(method.input)} ({method.channels} channels)"
 
 
 def _method(method: MethodScores, report: ProbeReport) -> str:

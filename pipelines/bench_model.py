@@ -64,7 +64,7 @@ class ArmReport:
     """A step on one cloud."""
     inference_s: Quartiles
     vit_s: float | None
-    """Median of the ViT's part of a call."""
+    """Median of the ViT's part of inference; its part of a training step is the same work."""
     training_ratio: Quartiles
     """To PTv3 in the same round."""
     inference_ratio: Quartiles
@@ -187,6 +187,8 @@ class ModelBench:
             peaks = {name: self._measure(settings[name], largest) for name in ARMS} if self._memory else {}
             arms = {name: Arm(settings[name], vit if name == "online" else None) for name in ARMS}
             training = self._time({name: arm.train for name, arm in arms.items()}, scenes)
+            for arm in arms.values():
+                arm.vit_s.clear()
             inference = self._time({name: arm.infer for name, arm in arms.items()}, scenes)
         finally:
             self._progress.end()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ditr_cache.errors import ConfigError
-from ditr_cache.pipelines.probe_methods import STEPS, MethodScores, classify
+from ditr_cache.pipelines.probe_methods import STEPS, Input, MethodScores, classify
 from ditr_cache.pipelines.probe_points import DrawnPoints, PointDrawer
 from ditr_cache.pipelines.probe_sides import ProbeOptions, choose_sides
 from ditr_cache.pipelines.progress import Progress, Silent
@@ -69,6 +69,11 @@ class ProbeReport:
     device: str
     seconds: float
 
+    def words(self, input_: Input) -> str:
+        """What an input consists of."""
+        points = ", ".join(self.plain)
+        return {"features": "features", "points": points, "both": f"features, {points}"}[input_]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
@@ -111,7 +116,7 @@ class Probe:
         drawer = PointDrawer(
             self.store, sides.label_set, classes, sides.plain, options.count, options.rule, options.seed
         )
-        self._progress.begin(len(sides.train) + len(sides.val) + 2 * STEPS * labelled)
+        self._progress.begin(len(sides.train) + len(sides.val) + STEPS * labelled)
         try:
             train = drawer.draw(sides.train, options.points, balanced=options.balanced, tick=self._tick)
             val = drawer.draw(sides.val, options.points, pairs=True, tick=self._tick)

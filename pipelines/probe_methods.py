@@ -19,11 +19,12 @@ from ditr_cache.probing.linear import PENALTIES, LinearProbe, choose_penalty, he
 from ditr_cache.probing.neighbours import vote
 from ditr_cache.training.metrics import ConfusionMatrix, SegmentationScores
 
-__all__ = ["STEPS", "MethodScores", "classify"]
+__all__ = ["STEPS", "Input", "MethodScores", "classify"]
 
-STEPS = len(PENALTIES) + 2
-"""Calls of `tick` for one input: a fit for each penalty, one of all points, one search for neighbours."""
+STEPS = 3 * (len(PENALTIES) + 1) + 2
+"""Calls of `tick`: three linear probes with a fit for each penalty and one of all points, two searches."""
 
+Input = Literal["features", "points", "both"]
 Tick = Callable[[], None]
 
 
@@ -31,7 +32,7 @@ Tick = Callable[[], None]
 class MethodScores:
     """One way to classify, on the same points as the others."""
 
-    input: Literal["features", "points"]
+    input: Input
     """`points`: what is known without images."""
     method: Literal["linear", "neighbours"]
     channels: int
@@ -45,7 +46,7 @@ class MethodScores:
 def classify(
     train: DrawnPoints, val: DrawnPoints, names: Sequence[str], k: int, device: torch.device, tick: Tick
 ) -> Iterator[MethodScores]:
-    """Linear probe and neighbours on features, then on the points alone, if anything is known of them.
+    """Linear probe and neighbours on features, the same on points alone, and a linear probe on both side by side.
 
     Args:
         train: Points to learn from, at least one.
@@ -53,27 +54,29 @@ def classify(
         names: K class names.
         k: Neighbours.
         device: Where to compute.
-        tick: Called `STEPS` times for each input.
+        tick: Called `STEPS` times.
     """
     label_M, label_Q = torch.cat(train.label).to(device), torch.cat(val.label)
     held_M = held_out(torch.cat(train.group)).to(device)
-    inputs: tuple[tuple[Literal["features", "points"], list[Tensor], list[Tensor]], ...] = (
-        ("features", train.feature, val.feature),
-        ("points", train.plain, val.plain),
+    features, points = (
+        [torch.cat(getattr(side, name)).to(device) for side in (train, val)] for name in ("feature", "plain")
     )
-    for name, bank, query in inputs:
-        bank_MD, query_QD = torch.cat(bank).to(device), torch.cat(query).to(device)
-        channels = bank_MD.shape[1]
-        if channels:
-            start = time.perf_counter()
-            found_Q, penalty = _linear(bank_MD, label_M, held_M, query_QD, tick)
-            scores = _scores(found_Q, label_Q, names)
-            yield MethodScores(name, "linear", channels, penalty, scores, time.perf_counter() - start)
-            start = time.perf_counter()
-            found_Q = _neighbours(bank_MD, label_M, query_QD, k, scaled=name == "points")
-            tick()
-            scores = _scores(found_Q, label_Q, names)
-            yield MethodScores(name, "neighbours", channels, None, scores, time.perf_counter() - start)
+    both = [torch.cat(pair, 1) for pair in zip(features, points, strict=True)]
+    inputs: dict[Input, list[Tensor]] = {"features": features, "points": points, "both": both}
+    for name, (bank_MD, query_QD) in inputs.items():
+        start = time.perf_counter()
+        found_Q, penalty = _linear(bank_MD, label_M, held_M, query_QD, tick)
+        seconds = time.perf_counter() - start
+        scores = _scores(found_Q, label_Q, names)
+        yield MethodScores(name, "linear", bank_MD.shape[1], penalty, scores, seconds)
+        if name == "both":
+            # in which units would distances be?
+            return
+        start = time.perf_counter()
+        found_Q = _neighbours(bank_MD, label_M, query_QD, k, scaled=name == "points")
+        tick()
+        seconds = time.perf_counter() - start
+        yield MethodScores(name, "neighbours", bank_MD.shape[1], None, _scores(found_Q, label_Q, names), seconds)
 
 
 def _linear(bank_MD: Tensor, label_M: Tensor, held_M: Tensor, query_QD: Tensor, tick: Tick) -> tuple[Tensor, float]:

@@ -18,6 +18,7 @@ _SCALE, _BAR, _GAP, _FONT = 4, 9, 14, 14
 _COLOURS = {
     ("features", "linear"): (8, 48, 107),
     ("features", "neighbours"): (66, 146, 198),
+    ("both", "linear"): (0, 109, 44),
     ("points", "linear"): (127, 59, 8),
     ("points", "neighbours"): (224, 150, 66),
 }
@@ -34,10 +35,7 @@ def probe_picture(report: ProbeReport) -> Image.Image:
     shown = [i for i, c in enumerate(methods[0].scores.classes) if c.points]
     rows = [("mean", [m.scores.miou_present for m in methods])]
     rows += [(methods[0].scores.classes[i].name, [m.scores.classes[i].iou for m in methods]) for i in shown]
-    entries = [
-        (f"{'features' if m.input == 'features' else ', '.join(report.plain)}: {_name(m.method, report)}", _colour(m))
-        for m in methods
-    ]
+    entries = [(f"{report.words(m.input)}: {_name(m.method, report)}", _colour(m)) for m in methods]
     left = 2 * _GAP + max(text_width(name, _FONT) for name, _ in rows)
     width = left + 100 * _SCALE + text_width("100.0", 11) + 2 * _GAP
     top = 2 * _GAP + 24 + legend_height(entries, width - 2 * _GAP)

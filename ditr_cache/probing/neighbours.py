@@ -60,9 +60,8 @@ def vote(
         # less the query's own square, which orders nothing: |q - b|^2 = |q|^2 - 2 q.b + |b|^2
         square_M = bank_MD.square().sum(1) / 2
     classes = int(label_M.max()) + 1
-    rank_k = torch.arange(k, dtype=torch.float64, device=bank_MD.device)
-    # all bonuses together are less than one more neighbour
-    worth_k = 1 + (k - 1 - rank_k) / (k * (k + 1))
+    # a neighbour is worth k (k + 1), and its nearness 0 to k - 1, which all together are less than one neighbour more
+    worth_k = k * (k + 1) + torch.arange(k - 1, -1, -1, device=bank_MD.device)
     found = []
     for piece_qD in torch.split(query_QD, max(1, chunk // len(bank_MD))):
         near_qM = piece_qD @ bank_MD.T

@@ -46,7 +46,7 @@ def test_json_and_against_and_picture(split, run, tmp_path):
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["options"]["k"] == 5
-    assert [m["method"] for m in report["methods"]] == ["linear", "neighbours"] * 2
+    assert [m["method"] for m in report["methods"]] == ["linear", "neighbours"] * 2 + ["linear"]
     (other,) = report["against"]
     assert other["methods"][0]["scores"] == report["methods"][0]["scores"]
     with Image.open(png) as image:

@@ -15,6 +15,7 @@ from store_builder import tree_digest
 
 from ditr_cache.errors import ConfigError, SampleError, StoreNotFoundError
 from ditr_cache.pipelines.probe import Probe
+from ditr_cache.pipelines.probe_methods import STEPS
 from ditr_cache.pipelines.probe_picture import probe_picture
 from ditr_cache.pipelines.probe_points import draw_points, evenly
 from ditr_cache.pipelines.probe_sides import ProbeOptions
@@ -66,13 +67,14 @@ def test_features_made_of_labels_are_perfect(store):
         ("features", "neighbours", DIM),
         ("points", "linear", 6),
         ("points", "neighbours", 6),
+        ("both", "linear", DIM + 6),
     ]
-    features, points = report.methods[:2], report.methods[2:]
-    assert [m.scores.miou for m in features] == [pytest.approx(1)] * 2
+    features, points = (*report.methods[:2], report.methods[4]), report.methods[2:4]
+    assert [m.scores.miou for m in features] == [pytest.approx(1)] * 3
     assert all(m.scores.allacc < 0.4 for m in points)
     assert (report.label_set, report.plain, report.untrained) == ("segment20", ("coord", "color"), ())
     assert [c.name for c in report.methods[0].scores.classes] == list("0123")
-    assert (progress.total, progress.done, progress.ended) == (6 + 2 * 6, 6 + 2 * 6, 1)
+    assert (progress.total, progress.done, progress.ended) == (6 + STEPS, 6 + STEPS, 1)
     assert (report.random_weights, report.missing_blocks) == (False, 0)
     assert tree_digest(store) == before
     assert json.loads(json.dumps(report.to_dict()))["options"]["count"] == 2
@@ -190,7 +192,7 @@ def test_picture(store):
     report = probe(store)
     image = np.asarray(probe_picture(report))
     assert image.shape[2] == 3
-    colours = {tuple(c) for c in image.reshape(-1, 3)[::1]}
+    colours = {tuple(c) for c in image.reshape(-1, 3)}
     assert {(8, 48, 107), (66, 146, 198), (127, 59, 8), (224, 150, 66)} <= colours
     alone = dataclasses.replace(report, methods=report.methods[:2])
     assert np.asarray(probe_picture(alone)).shape[0] < image.shape[0]

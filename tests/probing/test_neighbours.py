@@ -40,9 +40,9 @@ def brute_force(bank, label, query, k, metric):
 )
 def test_as_brute_force(seed, m, q, dim, classes, k, chunk, metric):
     generator = torch.Generator().manual_seed(seed)
-    # one channel has but two cosines: everything would be a tie
+    # one channel has but two cosines: everything would be a tie; and in float32 so are many near ones
     dim = max(dim, 2) if metric == "cosine" else dim
-    bank, query = (torch.randn(n, dim, generator=generator) for n in (m, q))
+    bank, query = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for n in (m, q))
     label = torch.randint(0, classes, (m,), generator=generator)
     done = []
     found = vote(bank, label, query, k, metric=metric, chunk=chunk, tick=done.append)
