@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ditr_cache.cli.bench_model import command as model
 from ditr_cache.cli.options import StoreLocation, cache_options, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.progress import progress_for
@@ -19,12 +20,25 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+class _StoreOrModel(click.Command):
+    """`bench model ...` is a command of its own; anything else is a store."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["model"]:
+            return model.make_context(f"{info_name} model", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 @click.command(
     "bench",
-    short_help="How fast samples come out of a store.",
+    cls=_StoreOrModel,
+    short_help="How fast samples come out of a store, or networks compute.",
     epilog="""\b
 Examples:
   ditr-cache bench rooms
+  ditr-cache bench model rooms
   ditr-cache bench s3://bucket/rooms --samples 500 --count 4
   ditr-cache bench rooms --workers 4 --kind thread --json""",
 )
@@ -73,6 +87,8 @@ def command(
     still hold it. Warm: everything was read once before. Raw: the byte ranges that the store read, by preadv and
     nothing else; for folders only. Loader: the wait for the next sample, while --workers prepare some ahead, without
     the transforms of training (`ditr-cache train -n` measures those).
+
+    `ditr-cache bench model` compares networks instead; a store in a folder of that name is ./model.
     """
     from ditr_cache.pipelines.bench import Bench
 

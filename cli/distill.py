@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -101,26 +101,20 @@ def _configure(
     resume: bool,
 ) -> DistillConfig:
     """Settings of the run that goes on, or of training on the first store's data set; what is given comes on top."""
-    from ditr_cache.cli.train import data_set_preset
-    from ditr_cache.config import config_names, load_config, read_named_yaml
+    from ditr_cache.cli.train import preset_layers
+    from ditr_cache.config import load_config, read_named_yaml
     from ditr_cache.training.distill_config import DistillConfig, without_labels
     from ditr_cache.training.run_folder import RunFolder
 
     folder = RunFolder(run)
-    layers: list[dict[str, Any]] = []
-    words = list(configs)
     if resume and folder.exists:
         folder.check_kind("distill")
-        layers.append(folder.config())
-        words.insert(0, "those of the run")
-    elif not any(name in config_names("train") for name in configs):
-        preset = data_set_preset(stores[0])
-        if preset in config_names("train"):
-            layers.append(without_labels(read_named_yaml("train", preset)))
-        words.insert(0, preset if layers else "the defaults")
+        layers, words = [folder.config()], ["those of the run", *configs]
+    else:
+        layers, words = preset_layers(stores[0], configs)
     output.status(f"settings: {' + '.join([*words, *overrides])}")
-    layers += [without_labels(read_named_yaml("train", name)) for name in configs]
-    return load_config(DistillConfig, layers, overrides)
+    layers += [read_named_yaml("train", name) for name in configs]
+    return load_config(DistillConfig, [without_labels(layer) for layer in layers], overrides)
 
 
 def _show(output: Output, report: DistillReport) -> None:

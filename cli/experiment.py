@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -84,16 +84,13 @@ def command(
     Every arm is an ordinary run folder in OUT. Runs that are done are not done again, and the one that was interrupted
     goes on; the table is written with what there is. The paper's numbers stand beside yours, as far as it has some.
     """
-    from ditr_cache.cli.train import data_set_preset
+    from ditr_cache.cli.train import preset_layers
     from ditr_cache.cli.train_progress import training_progress
-    from ditr_cache.config import config_names, read_named_yaml
+    from ditr_cache.config import read_named_yaml
     from ditr_cache.datasets import open_dataset
     from ditr_cache.pipelines.experiment import Experiment
 
-    layers: list[dict[str, Any]] = []
-    preset = data_set_preset(stores[0])
-    if not any(c in config_names("train") for c in configs) and preset in config_names("train"):
-        layers.append(read_named_yaml("train", preset))
+    layers, _ = preset_layers(stores[0], configs)
     layers += [read_named_yaml("train", c) for c in configs]
 
     @contextmanager

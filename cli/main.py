@@ -30,6 +30,7 @@ COMMANDS = (
     "attach",
     "sign",
     "serve",
+    "probe",
     "bench",
     "picture",
     "distill",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Bar", "Lines", "progress_for"]
 
 LINE_EVERY_S = 30.0
-Unit = Literal["images", "samples", "bytes"]
+Unit = Literal["images", "samples", "steps", "bytes"]
 
 
 @contextmanager

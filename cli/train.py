@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
     from ditr_cache.training.config import TrainConfig
 
-__all__ = ["command", "data_set_preset"]
+__all__ = ["command", "preset_layers"]
 
 
 @click.command(
@@ -126,21 +126,15 @@ def _configure(
     init: Path | None,
 ) -> TrainConfig:
     """Settings of the run that goes on, or of the store's data set; what is given comes on top."""
-    from ditr_cache.config import config_names, load_config, read_named_yaml
+    from ditr_cache.config import load_config, read_named_yaml
     from ditr_cache.training.config import TrainConfig
     from ditr_cache.training.run_folder import RunFolder
 
     folder = RunFolder(run)
-    layers: list[dict[str, Any]] = []
-    words = list(configs)
     if resume and folder.exists:
-        layers.append(folder.config())
-        words.insert(0, "those of the run")
-    elif not any(name in config_names("train") for name in configs):
-        preset = data_set_preset(store)
-        if preset in config_names("train"):
-            layers.append(read_named_yaml("train", preset))
-        words.insert(0, preset if layers else "the defaults")
+        layers, words = [folder.config()], ["those of the run", *configs]
+    else:
+        layers, words = preset_layers(store, configs)
     layers += [read_named_yaml("train", name) for name in configs]
     if init is not None:
         layers.append(_from_distilled(init))
@@ -164,7 +158,19 @@ def _from_distilled(run: Path) -> dict[str, Any]:
     }
 
 
-def data_set_preset(store: Path | str) -> str:
+def preset_layers(store: Path | str | None, configs: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What comes below `configs`, unless they name installed settings: those of the store's data set; and all names."""
+    from ditr_cache.config import config_names, read_named_yaml
+
+    if any(name in config_names("train") for name in configs):
+        return [], [*configs]
+    preset = None if store is None else _preset(store)
+    if preset in config_names("train"):
+        return [read_named_yaml("train", str(preset))], [str(preset), *configs]
+    return [], ["the defaults", *configs]
+
+
+def _preset(store: Path | str) -> str:
     """The installed configuration for a store's data set."""
     from ditr_cache.store.reader import open_store
 

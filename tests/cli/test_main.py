@@ -12,7 +12,14 @@ import pytest
 import ditr_cache
 from ditr_cache.cli.main import COMMANDS
 
-PAGES = [(), *((name,) for name in COMMANDS), ("config", "show"), ("config", "list"), ("config", "schema")]
+PAGES = [
+    (),
+    *((name,) for name in COMMANDS),
+    ("bench", "model"),
+    ("config", "show"),
+    ("config", "list"),
+    ("config", "schema"),
+]
 HEAVY = {"torch", "transformers", "zarr", "numcodecs", "dask", "distributed", "numpy", "pydantic", "rich", "yaml"}
 
 
