@@ -94,10 +94,13 @@ def load_config(model: type[M], layers: Iterable[Mapping[str, Any]], overrides: 
 
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
     for key, value in other.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+        if isinstance(value, Mapping):
+            # copied at every depth: later layers are merged into it, and `other` is somebody else's
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
             _merge(into[key], value)
         else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+            into[key] = value
 
 
 def _message(error: Mapping[str, Any]) -> str:

@@ -44,8 +44,8 @@ def dataset(parts, micro, settings=()):
 
 @pytest.mark.parametrize("variant", [0, 1, 2, 3])
 def test_same_variants_same_features(parts, micro, monkeypatch, variant):
-    cached, anew = dataset(parts, micro, [f"data.views.variants={variant}"])
-    plain, seen = dataset(parts, micro)
+    cached, anew = dataset(parts, micro, [f"data.views.variants={variant}", "data.views.rule=last"])
+    plain, seen = dataset(parts, micro, ["data.views.rule=last"])
     key = Draw(0, 0, cached.sample_ids[0])
     monkeypatch.setattr(online, "draw_variant", lambda _: variant)
     wanted, found = cached.read(key), seen.read(key)
