@@ -31,6 +31,10 @@ STORES = {
     "layer 6": [],
     "random weights": ["backbone.random_seed=0"],
 }
+HEAD = (
+    "| store | linear probe | 20 neighbours | linear, with coordinates | separation | one point | two points |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
 
 def probe(source: str, folder: Path, settings: list[str]) -> ProbeReport:
@@ -65,15 +69,14 @@ def main() -> int:
         found = {name: numbers(probe(args.source, folder / name, s)) for name, s in STORES.items()}
     finally:
         shutil.rmtree(folder)
-    print("| store | linear probe | 20 neighbours | separation | one point | two points |\n|---|---|---|---|---|---|")
+    print(HEAD)
     for name, n in found.items():
-        c = n["consistency"]
-        print(
-            f"| {name} | {n['miou']['features, linear']:.1%} | {n['miou']['features, neighbours']:.1%} "
-            f"| {c['separation']:.1%} | {c['same']['mean']:.2f} | {c['random']['mean']:.2f} |"
-        )
+        miou, c = n["miou"], n["consistency"]
+        scores = [f"{miou[key]:.1%}" for key in ("features, linear", "features, neighbours", "both, linear")]
+        cosines = [f"{c[key]['mean']:.2f}" for key in ("same", "random")]
+        print("|", " | ".join([name, *scores, f"{c['separation']:.1%}", *cosines]), "|")
     plain = found["layer 6"]["miou"]
-    print(f"| (no features) | {plain['points, linear']:.1%} | {plain['points, neighbours']:.1%} | | | |")
+    print(f"| no features | {plain['points, linear']:.1%} | {plain['points, neighbours']:.1%} | | | | |")
     write_results("probing", {"source": args.source, "stores": found})
     trained, random = found["layer 6"], found["random weights"]
     better = all(trained["miou"][key] > random["miou"][key] for key in ("features, linear", "features, neighbours"))

@@ -108,12 +108,14 @@ def command(
     options = ProbeOptions(count=None if all_views else count, **choice)
     if picture is not None and options.consistency_only:
         raise click.UsageError("--picture shows classes, and --consistency-only knows none.")
+    if picture is not None and not picture.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {picture.parent}", param_hint="--picture")
     with progress_for(output, unit="steps") as progress:
         report, *others = [Probe(one, options, progress=progress).run() for one in (store, *against)]
     if picture is not None:
         from ditr_cache.pipelines.probe_picture import probe_picture
 
-        probe_picture(report).save(picture)
+        probe_picture(report).save(picture, format="PNG")
     document = report.to_dict() | ({"against": [other.to_dict() for other in others]} if others else {})
     output.document(document)
     _show(output, report)

@@ -76,6 +76,7 @@ def test_one_view_is_said(finished, run):
         (("--val", "train"), 2, "1 samples are on both sides"),
         (("--labels", "segment20"), 2, "no samples in split 'val'"),
         (("--points", "0"), 2, "Invalid value for '--points'"),
+        (("--picture", "no/where.png"), 2, "there is no folder no"),
         (("--rule", "mean"), 2, "Invalid value for '--rule'"),
     ],
 )
