@@ -13,12 +13,12 @@ from __future__ import annotations
 import ctypes
 import pickle
 import resource
+import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -56,16 +56,32 @@ def measure_memory(settings: ArmSettings, scene: BenchScene, vit: BackboneConfig
     """
     # as bytes: the tensors would travel as shared memory, and count in both processes
     task = pickle.dumps((settings, scene, vit, torch.get_num_threads()))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(_measure_alone, task).result()
-        except BrokenProcessPool:
-            return None
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_alone, args=(task, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        found: Peaks | Exception = receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        # also when this process is told to stop: nobody would wait for the other one
+        process.terminate()
+        process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-def _measure_alone(task: bytes) -> Peaks:
+def _measure_alone(task: bytes, sender: Connection) -> None:
+    # Ctrl-C reaches both processes, and the other one ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _tell_malloc("mallopt", _M_MMAP_THRESHOLD, 1 << 16)
-    return _measure(task)
+    try:
+        sender.send(_measure(task))
+    except Exception as error:  # whatever it is, the process that asked reports it
+        sender.send(error)
 
 
 def _measure(task: bytes) -> Peaks:

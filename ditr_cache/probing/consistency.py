@@ -48,7 +48,7 @@ class Consistency:
     """Two points of one sample: what cosines are like where nothing but the scene is shared."""
     separation: float
     """How often a pair of one point has a higher cosine than a random pair: 1 always, 0.5 features say nothing of it.
-    Unlike the means it does not change where all features share a component, as those of ViTs do."""
+    Unlike the means it depends little on what all features share, as those of ViTs do."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import numpy as np
@@ -214,22 +213,21 @@ def test_a_system_without_marks_has_the_usual_count(monkeypatch, tmp_path):
     assert bench_memory._mark() > 1 << 20
 
 
-def test_a_process_that_the_system_kills_has_no_number(config, scene, monkeypatch):
-    class Dies:
-        def __init__(self, *_, **__):
-            pass
+class Exits:
+    """Ends the process that unpickles it, as the system does where memory runs out."""
 
-        def __enter__(self):
-            return self
+    def __reduce__(self):
+        return os._exit, (9,)
 
-        def __exit__(self, *_):
-            pass
 
-        def submit(self, *_):
-            raise BrokenProcessPool
+def test_a_process_that_the_system_kills_has_no_number(scene):
+    assert measure_memory(Exits(), scene, None) is None
 
-    monkeypatch.setattr(bench_memory, "ProcessPoolExecutor", Dies)
-    assert measure_memory(ArmSettings("ptv3", config, 20, 16, "cpu"), scene, None) is None
+
+def test_an_error_there_is_one_here(micro, scene):
+    config = load_config(TrainConfig, [micro], ["loss.class_weights=[1,2]"])
+    with pytest.raises(ConfigError, match="2 weights for 20 classes"):
+        measure_memory(ArmSettings("ptv3", config, scene.classes, 16, "cpu"), scene, None)
 
 
 def test_which_vit(tmp_path):
