@@ -94,7 +94,7 @@ class DistillationArm(Arm):
 
     def __init__(self, batch: PointBatch, index: torch.Tensor, rows: int, dim: int, device: str) -> None:
         super().__init__(batch, index, rows, None, device)
-        self.model = Distiller(ModelConfig(injection="none"), 6, dim)
+        self.model = Distiller(ModelConfig(injection="none"), 6, (dim,))
         draw_weights(self.model, torch.Generator().manual_seed(0))
         self.model.to(device)
         features = torch.randn(rows, dim, generator=torch.Generator().manual_seed(1)).half()

@@ -11,6 +11,7 @@ import click
 
 from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.interrupt import graceful_stop
+from ditr_cache.cli.learning import say_interrupted, speaker, warn_of_cpu
 from ditr_cache.cli.options import StoreLocation, cache_options, config_options, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.text import duration, number
@@ -57,13 +58,9 @@ def command(
     Without -c NAME the settings are those of training on the first store's data set. RUN is a folder for checkpoints,
     settings and logs; it is where `ditr-cache train STORE NEW_RUN --init RUN` starts from.
     """
-    from ditr_cache.training.distributed import environment
-
-    main = environment()[0] == 0
-    if not main:
-        # of several processes, one speaks
-        output = Output(quiet=True)
+    output, main = speaker(output)
     config = _configure(output, stores, run, configs, overrides, resume)
+    warn_of_cpu(output, config)
 
     from ditr_cache.cli.train_progress import training_progress
     from ditr_cache.pipelines.distill import Distill
@@ -84,11 +81,15 @@ def command(
     if main:
         _show(output, report)
         if report.interrupted:
-            words = ["ditr-cache", "distill", *map(str, stores), str(run), "--resume"]
-            words += ["--allow-incomplete"] * allow_incomplete
-            words += [] if cache_dir is None else ["--cache-dir", str(cache_dir), "--cache-size", str(cache_size)]
-            again = shlex.join(words) if report.processes == 1 else "the same torchrun command, with --resume"
-            output.error(f"interrupted after step {report.step:,}, which is saved", f"Go on: {again}")
+            say_interrupted(
+                output,
+                ["distill", *stores, run],
+                report.step,
+                report.processes,
+                allow_incomplete=allow_incomplete,
+                cache_dir=cache_dir,
+                cache_size=cache_size,
+            )
     return ExitCode.INTERRUPTED if report.interrupted else ExitCode.OK
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 
 from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.interrupt import graceful_stop
+from ditr_cache.cli.learning import say_interrupted, speaker, warn_of_cpu
 from ditr_cache.cli.options import StoreLocation, cache_options, config_options, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.text import bytes_, duration, number
@@ -69,14 +69,9 @@ def command(
     the settings are those that are installed for the store's data set. Ctrl-C finishes the step at hand, and --resume
     goes on from there with exactly the numbers that an unbroken run would have seen.
     """
-    from ditr_cache.training.distributed import environment
-
-    main = environment()[0] == 0
-    if not main:
-        # of several processes, one speaks
-        output = Output(quiet=True)
+    output, main = speaker(output)
     config = _configure(output, store, run, configs, overrides, resume, init)
-    _warn_of_cpu(output, config)
+    warn_of_cpu(output, config)
 
     from ditr_cache.cli.train_progress import training_progress
     from ditr_cache.pipelines.train import Train
@@ -102,17 +97,15 @@ def command(
     elif main:
         _show_report(output, report)
         if report.interrupted:
-            words = [
-                "ditr-cache",
-                "train",
-                str(store),
-                str(run),
-                "--resume",
-                *["--allow-incomplete"] * allow_incomplete,
-                *([] if cache_dir is None else ["--cache-dir", str(cache_dir), "--cache-size", str(cache_size)]),
-            ]
-            command = shlex.join(words) if report.processes == 1 else "the same torchrun command, with --resume"
-            output.error(f"interrupted after step {report.step:,}, which is saved", f"Go on: {command}")
+            say_interrupted(
+                output,
+                ["train", store, run],
+                report.step,
+                report.processes,
+                allow_incomplete=allow_incomplete,
+                cache_dir=cache_dir,
+                cache_size=cache_size,
+            )
     return ExitCode.INTERRUPTED if not dry_run and report.interrupted else ExitCode.OK
 
 
@@ -177,14 +170,6 @@ def _preset(store: Path | str) -> str:
     with open_store(store) as opened:
         name = str(opened.identity["dataset"]["name"])
     return {"synthetic": "tiny"}.get(name, name)
-
-
-def _warn_of_cpu(output: Output, config: TrainConfig) -> None:
-    from ditr_cache.training.distributed import pick_device
-
-    weights = sum(config.model.enc_channels) > 300
-    if config.run.device == "auto" and pick_device("auto").type == "cpu" and weights:
-        output.warning("no CUDA device: training runs on the CPU, which is many times slower")
 
 
 def _show_estimate(output: Output, estimate: TrainEstimate, config: TrainConfig) -> None:

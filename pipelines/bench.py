@@ -17,7 +17,8 @@ from ditr_cache.errors import ConfigError
 from ditr_cache.pipelines.bench_reads import RawReads, Recorder, evict
 from ditr_cache.pipelines.progress import Progress, Silent
 from ditr_cache.store.locate import DEFAULT_CACHE_SIZE, open_storage
-from ditr_cache.store.reader import FeatureStore, read_manifest, split_version
+from ditr_cache.store.reader import FeatureStore
+from ditr_cache.store.versions import read_manifest, split_version
 from ditr_cache.training.sampler import BatchSampler, Draw
 from ditr_cache.training.seeding import seed_for
 from ditr_cache.types import PointFeatures

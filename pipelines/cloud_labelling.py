@@ -135,6 +135,8 @@ class CloudLabeller:
 def _by_name(clouds: Iterable[Path], pattern: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in clouds:
+        if not path.exists():
+            raise ConfigError("no such file", where=path)
         if path.stem in found:
             raise ConfigError(f"two clouds of one name: {found[path.stem].name} and {path.name}", where=path.parent)
         found[path.stem] = path

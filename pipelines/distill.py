@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch.distributed as dist
 
@@ -16,25 +16,21 @@ from ditr_cache.models.distiller import Distiller
 from ditr_cache.models.norm import synchronise_batch_norm
 from ditr_cache.models.random import draw_weights
 from ditr_cache.models.weights import initialise
-from ditr_cache.pipelines.learn import Done, Learn, Parts, device_name
+from ditr_cache.pipelines.learn import Done, Learn, LearnOptions, Parts, device_name
 from ditr_cache.pipelines.train_build import loader_config, optimising_step
-from ditr_cache.store.locate import DEFAULT_CACHE_SIZE
-from ditr_cache.store.reader import open_store
 from ditr_cache.training.checkpoint import Checkpoint
 from ditr_cache.training.distill_config import DistillConfig
 from ditr_cache.training.distill_task import DistillTask
-from ditr_cache.training.distill_validation import SimilarityValidation
+from ditr_cache.training.distill_validation import SimilarityScores, SimilarityValidation
 from ditr_cache.training.distilled import distiller
 from ditr_cache.training.distributed import World
 from ditr_cache.training.loader import LoaderConfig, MakeBatch, TrainBatches
-from ditr_cache.training.metrics import SimilarityScores
 from ditr_cache.training.mixture import MakeMixed, MixedSampler
 from ditr_cache.training.objective import CosineObjective
 from ditr_cache.training.sampler import BatchSampler
 from ditr_cache.training.seeding import torch_generator_for
 from ditr_cache.training.state import Evaluation
-from ditr_cache.training.store_check import check_complete, check_same, coordinates
-from ditr_cache.training.tracking import Tracker
+from ditr_cache.training.store_check import check_same, coordinates
 from ditr_cache.training.validation import NoValidation
 
 __all__ = ["Distill", "DistillReport"]
@@ -53,7 +49,8 @@ class DistillReport:
     """To train on, of each store."""
     digests: tuple[str, ...]
     """Content digests of the stores."""
-    image_channels: int
+    image_channels: tuple[int, ...]
+    """D of each name, each name once."""
     steps: int
     """Done by this call."""
     step: int
@@ -90,11 +87,7 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
         stores: Folders or URLs.
         run: Folder of the run.
         config: All settings.
-        resume: Go on with the run in the folder; begin one where there is none.
-        allow_incomplete: Train on what stores have of their plans.
-        cache_dir: Where to keep what was read from a server; None: nowhere.
-        cache_size: Bytes that the cache may take.
-        tracker: Who else listens.
+        options: As `LearnOptions`.
     """
 
     kind = "distill"
@@ -105,24 +98,15 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
         stores: Sequence[str | os.PathLike[str]],
         run: Path,
         config: DistillConfig,
-        *,
-        resume: bool = False,
-        allow_incomplete: bool = False,
-        cache_dir: Path | None = None,
-        cache_size: int = DEFAULT_CACHE_SIZE,
-        tracker: Tracker | None = None,
+        **options: Unpack[LearnOptions],
     ) -> None:
-        super().__init__(run, config, resume=resume, tracker=tracker)
-        self.stores, self._cache_dir, self._cache_size = tuple(stores), cache_dir, cache_size
-        self._allow_incomplete = allow_incomplete
+        super().__init__(run, config, **options)
+        self.stores = tuple(stores)
 
     def _task(self) -> DistillTask:
-        stores = [open_store(store, cache_dir=self._cache_dir, cache_size=self._cache_size) for store in self.stores]
+        stores = [self._open(store) for store in self.stores]
         splits = (*self.config.data.train_splits, *self.config.data.val_splits)
-        found = []
-        for store in stores:
-            check_complete(store, allow_incomplete=self._allow_incomplete)
-            found.append(coordinates(store, splits))
+        found = [coordinates(store, splits) for store in stores]
         if self.resume and self.folder.exists:
             before, samples = self.folder.run()["stores"], self.folder.samples()
             if len(before) != len(stores):
@@ -145,7 +129,7 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
             }
             for source in task.sources
         ]
-        return {"stores": stores, "image_channels": task.image_channels}, task.coordinates
+        return {"stores": stores, "image_channels": list(task.image_channels)}, task.coordinates
 
     def _changed(self, task: DistillTask, before: Mapping[str, Any]) -> bool:
         return [entry["digest"] for entry in before["stores"]] != [source.store.digest for source in task.sources]

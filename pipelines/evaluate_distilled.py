@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ditr_cache.errors import ConfigError
+from ditr_cache.errors import ConfigError, IdentityMismatchError
 from ditr_cache.pipelines.distilled_picture import draw_features, write_ply
 from ditr_cache.pipelines.labelling import LabelOptions
 from ditr_cache.pipelines.progress import Progress, Silent
+from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.layout import block_file_name
 from ditr_cache.store.reader import open_store
 from ditr_cache.training.collate import collate
@@ -84,6 +85,7 @@ class EvaluateDistilled:
     Raises:
         CheckpointError: If there is no distilled network.
         ConfigError: If the options name nothing, or it is not clear whose norm layers to take.
+        IdentityMismatchError: If the store's features are of another network.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class EvaluateDistilled:
         self._store = open_store(store, cache_dir=self._options.cache_dir, cache_size=self._options.cache_size)
         check_complete(self._store, allow_incomplete=self._options.allow_incomplete)
         self._condition = self._distilled.condition(norms, str(self._store.identity["dataset"]["name"]))
+        self._check_teacher()
         config = self._distilled.config
         ids = split_samples(self._store, self._options.splits or config.data.val_splits)
         ids = tuple(name for name in ids if fnmatchcase(name, self._options.samples))
@@ -113,6 +116,18 @@ class EvaluateDistilled:
             raise ConfigError(f"no sample matches {self._options.samples!r}", where="--samples")
         self._data = FeatureStoreDataset(self._store, ids, config.data, "eval", config.run.seed, labels=None)
         self._permutations = evaluation_permutations(self._model.backbone.config, config.run.seed)
+
+    def _check_teacher(self) -> None:
+        """Features that were regressed, and not those of another network."""
+        mine = {"backbone": self._store.identity["backbone"]}
+        entries = [e for e in self._distilled.record["stores"] if self._condition in (None, e["name"])]
+        differences = [identity_difference(mine, {"backbone": e["identity"]["backbone"]}) for e in entries]
+        if all(differences):
+            raise IdentityMismatchError(
+                "not the features that were regressed:\n  " + "\n  ".join(differences[0]),
+                where=self._store.root,
+                hint="Name a store of the same backbone.",
+            )
 
     def run(self) -> DistilledReport:
         """Regress, compare, draw."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ditr_cache.config import canonical_json, load_config
 from ditr_cache.datasets.base import Dataset
-from ditr_cache.errors import ConfigError, DitrCacheError
+from ditr_cache.errors import CheckpointError, ConfigError, DitrCacheError
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
 from ditr_cache.pipelines.experiment_picture import draw_rows
@@ -155,6 +155,7 @@ class Experiment:
 
         Raises:
             ConfigError: If the folder holds another experiment.
+        CheckpointError: If what an earlier call wrote cannot be read.
         """
         self._claim()
         failures: dict[str, str] = {}
@@ -261,7 +262,7 @@ class Experiment:
         }
         path, fs = self.out / "experiment.json", Filesystem()
         if path.exists():
-            there = json.loads(path.read_text("utf-8"))
+            there = _read(path)
             differ = [key for key, value in about.items() if canonical_json(there.get(key)) != canonical_json(value)]
             if differ:
                 raise ConfigError(
@@ -277,7 +278,7 @@ class Experiment:
         single: dict[str, dict[str, dict[str, float]]] = {}
         for planned in self.runs():
             if planned.done:
-                found = json.loads((planned.folder / SCORES).read_text("utf-8"))
+                found = _read(planned.folder / SCORES)
                 single.setdefault(planned.arm.name, {})[str(planned.seed)] = found
         rows, fs = rows_of(self.plan, single), Filesystem()
         fs.replace(self.out / "results.json", json.dumps(single, indent=1).encode() + b"\n")
@@ -288,3 +289,18 @@ class Experiment:
         return ExperimentReport(
             self.name, self.plan.title, str(self.out), rows, failures, self.plan.notes, self._stop.is_set()
         )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What an earlier call wrote.
+
+    Raises:
+        CheckpointError: If it is something else.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("cannot be read", where=path, hint="Remove it, and give the command again.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError("is not what an experiment writes", where=path)
+    return found

@@ -12,9 +12,10 @@ from ditr_cache.errors import StoreNotFoundError
 from ditr_cache.store.identity import read_identity
 from ditr_cache.store.locate import open_storage
 from ditr_cache.store.manifest import Manifest, build_manifest
-from ditr_cache.store.reader import SampleInfo, read_manifest, split_version
+from ditr_cache.store.reader import SampleInfo
 from ditr_cache.store.receipt import FrameNote, Receipt
 from ditr_cache.store.records import read_failures, read_plans, read_receipts
+from ditr_cache.store.versions import read_manifest, split_version
 
 __all__ = ["ArraySummary", "Info", "InfoReport", "SplitSummary"]
 

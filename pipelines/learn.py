@@ -8,6 +8,7 @@ this process   forward and backward, update, evaluation, checkpoint
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 import time
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -26,17 +27,19 @@ from pydantic import BaseModel
 
 from ditr_cache.config import load_config
 from ditr_cache.errors import CheckpointError
+from ditr_cache.store.locate import DEFAULT_CACHE_SIZE
+from ditr_cache.store.reader import FeatureStore, open_store
 from ditr_cache.training.checkpoint import Checkpoint
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.distill_config import DistillConfig
 from ditr_cache.training.distributed import World, join
 from ditr_cache.training.loader import TrainBatches
 from ditr_cache.training.loop import Loop
-from ditr_cache.training.metrics import ValidationScores
 from ditr_cache.training.run_folder import RunFolder, config_difference, git_revision
 from ditr_cache.training.settle import settled
-from ditr_cache.training.state import Evaluation
+from ditr_cache.training.state import Evaluation, ValidationScores
 from ditr_cache.training.step import Step
+from ditr_cache.training.store_check import check_complete
 from ditr_cache.training.tracking import (
     EvaluationReport,
     JsonLog,
@@ -47,7 +50,7 @@ from ditr_cache.training.tracking import (
     tensorboard_or_nobody,
 )
 
-__all__ = ["Done", "Learn", "Parts", "device_name"]
+__all__ = ["Done", "Learn", "LearnOptions", "Parts", "device_name"]
 
 C = TypeVar("C", TrainConfig, DistillConfig)
 T = TypeVar("T")
@@ -84,14 +87,28 @@ class Done:
     """Mean of everything else in a step."""
 
 
+class LearnOptions(TypedDict, total=False):
+    """How a run is done."""
+
+    resume: bool
+    """Go on with the run in the folder; begin one where there is none."""
+    allow_incomplete: bool
+    """Train on what stores have of their plans."""
+    cache_dir: Path | None
+    """Where to keep what was read from a server; None: nowhere."""
+    cache_size: int
+    """Bytes that the cache may take."""
+    tracker: Tracker | None
+    """Who else listens."""
+
+
 class Learn(ABC, Generic[C, T, R]):
     """A run, alone or as one of the processes of `torchrun`: settings, task, and report are the heirs' own.
 
     Args:
         run: Folder of the run.
         config: All settings.
-        resume: Go on with the run in the folder; begin one where there is none.
-        tracker: Who else listens.
+        options: The rest; see `LearnOptions`.
     """
 
     kind: str
@@ -99,10 +116,12 @@ class Learn(ABC, Generic[C, T, R]):
     schema: type[BaseModel]
     """Of the settings."""
 
-    def __init__(self, run: Path, config: C, *, resume: bool = False, tracker: Tracker | None = None) -> None:
+    def __init__(self, run: Path, config: C, **options: Unpack[LearnOptions]) -> None:
         self.config: C = config
-        self.folder, self.resume = RunFolder(run), resume
-        self.listener: Tracker = tracker or Nobody()
+        self.folder, self.resume = RunFolder(run), options.get("resume", False)
+        self.listener: Tracker = options.get("tracker") or Nobody()
+        self._allow_incomplete = options.get("allow_incomplete", False)
+        self._cache_dir, self._cache_size = options.get("cache_dir"), options.get("cache_size", DEFAULT_CACHE_SIZE)
         self._stop = threading.Event()
 
     def request_stop(self) -> None:
@@ -147,6 +166,12 @@ class Learn(ABC, Generic[C, T, R]):
                 watch.step_s * each,
             )
             return self._report(task, done)
+
+    def _open(self, location: str | os.PathLike[str]) -> FeatureStore:
+        """A store that is complete, or need not be."""
+        store = open_store(location, cache_dir=self._cache_dir, cache_size=self._cache_size)
+        check_complete(store, allow_incomplete=self._allow_incomplete)
+        return store
 
     @abstractmethod
     def _task(self) -> T:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ditr_cache.config import BackboneConfig, ImagesConfig
 from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import ConfigError, IdentityMismatchError
 from ditr_cache.images import augment, decode, resize, target_size
+from ditr_cache.pipelines.learn import LearnOptions
 from ditr_cache.pipelines.train import Train
 from ditr_cache.store.identity import identity_difference
 from ditr_cache.training.config import TrainConfig
@@ -109,7 +110,7 @@ class OnlineTrain(Train):
         store: str | os.PathLike[str],
         run: Path,
         config: TrainConfig,
-        **options: Any,
+        **options: Unpack[LearnOptions],
     ) -> None:
         if config.model.injection == "none":
             raise ConfigError("a network that is shown no features needs no ViT", where="model.injection")

@@ -15,9 +15,9 @@ from ditr_cache.errors import CorruptStoreError, MetadataError
 from ditr_cache.store.layout import data_object
 from ditr_cache.store.local import LocalStorage, open_inside
 from ditr_cache.store.manifest import Manifest, receipt_name
-from ditr_cache.store.reader import read_manifest
 from ditr_cache.store.receipt import ObjectEntry, Receipt
 from ditr_cache.store.sign import signature_key
+from ditr_cache.store.versions import read_manifest
 
 __all__ = ["Listed", "ServedObjects"]
 

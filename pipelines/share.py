@@ -13,10 +13,10 @@ from ditr_cache.errors import CorruptStoreError, MetadataError
 from ditr_cache.pipelines.progress import Progress
 from ditr_cache.store.locate import open_storage
 from ditr_cache.store.manifest import Manifest, content_digest
-from ditr_cache.store.reader import read_manifest, split_version
 from ditr_cache.store.sign import check_signature, read_signature, signature_key
 from ditr_cache.store.storage import Storage
 from ditr_cache.store.transfer import Kept, Transfer
+from ditr_cache.store.versions import read_manifest, split_version
 
 __all__ = ["DEFAULT_JOBS", "ShareReport", "Source", "move", "open_source", "report"]
 

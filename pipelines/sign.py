@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ditr_cache.store.locate import open_storage, open_writable_storage
-from ditr_cache.store.reader import read_manifest, split_version
 from ditr_cache.store.sign import check_signature, make_keys, sign_version, signature_key
+from ditr_cache.store.versions import read_manifest, split_version
 
 __all__ = ["CheckSignature", "NewKeys", "Sign", "SignReport"]
 

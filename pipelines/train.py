@@ -6,13 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from ditr_cache.pipelines.learn import Done, Learn, Parts, device_name
+from ditr_cache.pipelines.learn import Done, Learn, LearnOptions, Parts, device_name
 from ditr_cache.pipelines.train_build import build_batches, build_evaluation, build_model, build_step, loader_config
 from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
-from ditr_cache.store.locate import DEFAULT_CACHE_SIZE
-from ditr_cache.store.reader import open_store
 from ditr_cache.training.checkpoint import Checkpoint
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.distributed import World, join
@@ -20,7 +18,6 @@ from ditr_cache.training.metrics import SegmentationScores
 from ditr_cache.training.settle import settled
 from ditr_cache.training.store_check import (
     check_classes,
-    check_complete,
     check_expected,
     check_limits,
     check_same,
@@ -28,7 +25,6 @@ from ditr_cache.training.store_check import (
     coordinates_digest,
 )
 from ditr_cache.training.task import Task
-from ditr_cache.training.tracking import Tracker
 
 __all__ = ["Train"]
 
@@ -40,31 +36,17 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
         store: A folder or a URL.
         run: Folder of the run.
         config: All settings.
-        resume: Go on with the run in the folder; begin one where there is none.
-        allow_incomplete: Train on what a store has of its plan.
-        cache_dir: Where to keep what was read from a server; None: nowhere.
-        cache_size: Bytes that the cache may take.
-        tracker: Who else listens.
+        options: As `LearnOptions`.
     """
 
     kind = "train"
     schema = TrainConfig
 
     def __init__(
-        self,
-        store: str | os.PathLike[str],
-        run: Path,
-        config: TrainConfig,
-        *,
-        resume: bool = False,
-        allow_incomplete: bool = False,
-        cache_dir: Path | None = None,
-        cache_size: int = DEFAULT_CACHE_SIZE,
-        tracker: Tracker | None = None,
+        self, store: str | os.PathLike[str], run: Path, config: TrainConfig, **options: Unpack[LearnOptions]
     ) -> None:
-        super().__init__(run, config, resume=resume, tracker=tracker)
-        self.store, self._cache_dir, self._cache_size = store, cache_dir, cache_size
-        self._allow_incomplete = allow_incomplete
+        super().__init__(run, config, **options)
+        self.store = store
 
     def estimate(self) -> TrainEstimate:
         """Measure one step and extrapolate; writes nothing."""
@@ -74,8 +56,7 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
             return estimate(self._task(), self.config, world)
 
     def _task(self) -> Task:
-        store = open_store(self.store, cache_dir=self._cache_dir, cache_size=self._cache_size)
-        check_complete(store, allow_incomplete=self._allow_incomplete)
+        store = self._open(self.store)
         data = self.config.data
         found = coordinates(store, (*data.train_splits, *data.val_splits))
         check_expected(store, self.config.store, coordinates_digest(found))

@@ -8,8 +8,8 @@ import os
 from ditr_cache.errors import StoreError
 from ditr_cache.pipelines.progress import Progress, Silent
 from ditr_cache.store.locate import open_storage
-from ditr_cache.store.reader import read_manifest, split_version
 from ditr_cache.store.verify import VerifyReport, verify_store
+from ditr_cache.store.versions import read_manifest, split_version
 
 __all__ = ["Verify"]
 

@@ -25,14 +25,16 @@ class Distiller(nn.Module):
     Args:
         config: Settings of the network; nothing may be injected.
         in_channels: Channels of `PointBatch.feat`.
-        image_channels: D.
+        image_channels: D of every regression: one for all data sets, or as many as `heads`.
         heads: Data sets with a regression of their own; none: one for all.
 
     Raises:
         ConfigError: If image features would be injected: the network would copy its targets.
     """
 
-    def __init__(self, config: ModelConfig, in_channels: int, image_channels: int, heads: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, config: ModelConfig, in_channels: int, image_channels: tuple[int, ...], heads: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         if config.injection != "none":
             raise ConfigError(
@@ -41,7 +43,7 @@ class Distiller(nn.Module):
         self.backbone = build_backbone(config, in_channels)
         self.heads = heads
         width = config.width
-        self.proj = nn.ModuleList(nn.Linear(width, image_channels) for _ in heads or ("",))
+        self.proj = nn.ModuleList(nn.Linear(width, dim) for dim, _ in zip(image_channels, heads or ("",), strict=True))
 
     def forward(
         self, batch: PointBatch, permutations: Tensor | None = None, generator: torch.Generator | None = None

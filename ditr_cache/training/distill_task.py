@@ -34,8 +34,8 @@ class DistillTask:
     sources: tuple[Source, ...]
     names: tuple[str, ...]
     """Of the sources, each name once."""
-    image_channels: int
-    """D."""
+    image_channels: tuple[int, ...]
+    """D of each name."""
     coordinates: Mapping[str, str]
     """Name of the store / sample -> digest of its coordinates, of all samples that are read."""
 
@@ -55,13 +55,13 @@ class DistillTask:
             IdentityMismatchError: If features of two stores do not mean the same.
         """
         names = name_stores(stores, config)
-        _check_teacher(stores, config)
+        _check_teacher(names, stores, config)
         if config.data.scenes is not None and len(stores) > 1:
             raise ConfigError("a list of scenes is of one store, and there are several", where="data.scenes")
         sources = tuple(_source(n, store, config) for n, store in zip(names, stores, strict=True))
-        receipt, _ = stores[0].samples.locate(sources[0].train.sample_ids[0])
         coordinates = {f"{i}/{key}": value for i, one in enumerate(found) for key, value in one.items()}
-        return cls(sources, tuple(dict.fromkeys(names)), receipt.arrays["features"].shape[1], coordinates)
+        dims = {source.name: _channels(source) for source in sources}
+        return cls(sources, tuple(dims), tuple(dims.values()), coordinates)
 
     def condition(self, source: Source) -> str | None:
         """What batches of a source are called; None where all share everything."""
@@ -93,16 +93,20 @@ def _source(name: str, store: FeatureStore, config: DistillConfig) -> Source:
     return Source(name, store, train, val)
 
 
-def _check_teacher(stores: Sequence[FeatureStore], config: DistillConfig) -> None:
-    """One regression for several stores wants the features of one ViT."""
-    if config.distill.separate_heads:
-        return
-    first = {"backbone": stores[0].identity["backbone"]}
-    for other in stores[1:]:
-        lines = identity_difference({"backbone": other.identity["backbone"]}, first)
+def _channels(source: Source) -> int:
+    receipt, _ = source.store.samples.locate(source.train.sample_ids[0])
+    return receipt.arrays["features"].shape[1]
+
+
+def _check_teacher(names: Sequence[str], stores: Sequence[FeatureStore], config: DistillConfig) -> None:
+    """Stores that share a regression must have the features of one ViT."""
+    first: dict[str, FeatureStore] = {}
+    for name, store in zip(names, stores, strict=True):
+        other = first.setdefault(name if config.distill.separate_heads else "", store)
+        lines = identity_difference({"backbone": store.identity["backbone"]}, {"backbone": other.identity["backbone"]})
         if lines:
             raise IdentityMismatchError(
-                f"its features are of another network than those of {stores[0].root}:\n  " + "\n  ".join(lines),
-                where=other.root,
-                hint="Give each its own regression: -s distill.separate_heads=true",
+                f"its features are of another network than those of {other.root}:\n  " + "\n  ".join(lines),
+                where=store.root,
+                hint="Give each its own regression: -s distill.separate_heads=true, and -s distill.names=[...]",
             )

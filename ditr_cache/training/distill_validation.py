@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -14,10 +15,31 @@ from ditr_cache.training.dataset import FeatureStoreDataset
 from ditr_cache.training.distributed import World
 from ditr_cache.training.inference import evaluation_permutations
 from ditr_cache.training.loader import EvaluationClouds, LoaderConfig
-from ditr_cache.training.metrics import SimilarityScores
 from ditr_cache.types import PointBatch
 
-__all__ = ["SimilarityValidation"]
+__all__ = ["SimilarityScores", "SimilarityValidation"]
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarityScores:
+    """Of a distilled network: how alike regressed and image features are."""
+
+    cosine: float
+    """Mean over visible points."""
+    points: int
+    """Visible ones."""
+
+    @property
+    def main(self) -> float:
+        """The cosine."""
+        return self.cosine
+
+    def curves(self) -> dict[str, float]:
+        """The cosine."""
+        return {"val/cosine": self.cosine}
+
+    def __str__(self) -> str:
+        return f"mean cosine {self.cosine:.4f}"
 
 
 class SimilarityValidation:

@@ -21,19 +21,20 @@ from ditr_cache.training.run_folder import RunFolder
 __all__ = ["Distilled", "distiller", "load_distilled", "start_from_distilled"]
 
 
-def distiller(config: DistillConfig, image_channels: int, names: tuple[str, ...]) -> Distiller:
+def distiller(config: DistillConfig, image_channels: tuple[int, ...], names: tuple[str, ...]) -> Distiller:
     """The network of the settings; its weights are to be drawn or loaded.
 
     Args:
         config: All settings.
-        image_channels: D.
+        image_channels: D of each name.
         names: What the stores are called, each name once.
     """
     own = names if len(names) > 1 else ()
     model = config.model.model_copy(update={"norm_conditions": own if config.distill.separate_norms else ()})
     heads = own if config.distill.separate_heads else ()
+    dims = image_channels if heads else image_channels[:1]
     with torch.device("meta"):
-        network = Distiller(model, config.data.channels, image_channels, heads)
+        network = Distiller(model, config.data.channels, dims, heads)
     return network.to_empty(device="cpu")
 
 
@@ -91,7 +92,7 @@ def load_distilled(path: Path, which: Literal["last", "best"] = "last") -> Disti
         )
     try:
         names = tuple(dict.fromkeys(str(store["name"]) for store in record["stores"]))
-        model = distiller(config, int(record["image_channels"]), names)
+        model = distiller(config, tuple(map(int, record["image_channels"])), names)
         model.load_state_dict(found.weights())
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError("the weights are not those of this run's settings", where=found.folder) from error

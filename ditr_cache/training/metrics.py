@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,52 +23,11 @@ __all__ = [
     "ConfusionMatrix",
     "Scores",
     "SegmentationScores",
-    "SimilarityScores",
-    "ValidationScores",
     "VisibilityConfusion",
 ]
 
 EPSILON = 1e-10
 """Added to every denominator, as the official code does: a class that never occurs scores 0, not NaN."""
-
-
-class ValidationScores(Protocol):
-    """What came out of one pass over the validation split."""
-
-    @property
-    def main(self) -> float:
-        """What the best checkpoint goes by; higher is better."""
-        ...
-
-    def curves(self) -> dict[str, float]:
-        """Numbers to plot, by name."""
-        ...
-
-    def __str__(self) -> str:
-        """A few words for people."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class SimilarityScores:
-    """Of a distilled network: how alike regressed and image features are."""
-
-    cosine: float
-    """Mean over visible points."""
-    points: int
-    """Visible ones."""
-
-    @property
-    def main(self) -> float:
-        """The cosine."""
-        return self.cosine
-
-    def curves(self) -> dict[str, float]:
-        """The cosine."""
-        return {"val/cosine": self.cosine}
-
-    def __str__(self) -> str:
-        return f"mean cosine {self.cosine:.4f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from ditr_cache.training.metrics import ValidationScores
 from ditr_cache.types import PointBatch
 
-__all__ = ["Batches", "Best", "Evaluation", "TrainState"]
+__all__ = ["Batches", "Best", "Evaluation", "TrainState", "ValidationScores"]
 
 
 class Batches(Protocol):
@@ -24,6 +23,23 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, start: int) -> Iterator[Sequence[PointBatch]]:
         """The accumulated batches of this process, for every step of an epoch from step `start` on."""
+        ...
+
+
+class ValidationScores(Protocol):
+    """What came out of one pass over the validation split."""
+
+    @property
+    def main(self) -> float:
+        """What the best checkpoint goes by; higher is better."""
+        ...
+
+    def curves(self) -> dict[str, float]:
+        """Numbers to plot, by name."""
+        ...
+
+    def __str__(self) -> str:
+        """A few words for people."""
         ...
 
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from ditr_cache.training.metrics import ValidationScores
+from ditr_cache.training.state import ValidationScores
 
 __all__ = [
     "EvaluationReport",

@@ -18,7 +18,7 @@ from store_builder import build_store, random_block
 
 from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.local import LocalStorage
-from ditr_cache.store.reader import read_manifest
+from ditr_cache.store.versions import read_manifest
 
 SETTINGS = BlockSettings(dim=8, dtype="float16")
 MAIN = "from ditr_cache.cli.main import main; import sys; main(sys.argv[1:])"

@@ -17,7 +17,8 @@ from serve_world import SETTINGS, build_store, largest, listed, make, random_blo
 from store_builder import fast_folder, write_block
 
 from ditr_cache.store.local import LocalStorage
-from ditr_cache.store.reader import open_store, read_manifest
+from ditr_cache.store.reader import open_store
+from ditr_cache.store.versions import read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from ditr_cache.errors import ConfigError, CorruptStoreError, StoreNotFoundError
 from ditr_cache.pipelines.bench import Bench
 from ditr_cache.pipelines.bench_reads import RawReads, Recorder, evict
 from ditr_cache.store.local import LocalStorage
-from ditr_cache.store.reader import FeatureStore, open_store, read_manifest
+from ditr_cache.store.reader import FeatureStore, open_store
 from ditr_cache.store.storage import Range
+from ditr_cache.store.versions import read_manifest
 
 
 class Counts:

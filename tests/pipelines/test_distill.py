@@ -12,7 +12,9 @@ from ditr_cache.datasets import open_dataset
 from ditr_cache.errors import CheckpointError, ConfigError, IdentityMismatchError, WeightsError
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
+from ditr_cache.pipelines.evaluate_distilled import EvaluateDistilled
 from ditr_cache.pipelines.extract import Extract
+from ditr_cache.pipelines.labelling import LabelOptions
 from ditr_cache.pipelines.train import Train
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.dataset import FeatureStoreDataset
@@ -218,7 +220,21 @@ def test_features_of_another_network(rooms_store, micro, tiny, tiny_vit, tmp_pat
     settings = [f"backbone.weights={tiny_vit}", "images.size=[28,42]", "visibility.depth_margin=null"]
     Extract(open_dataset(capture), tmp_path / "store", load_config(ExtractConfig, [], settings)).run()
     with pytest.raises(IdentityMismatchError, match="features are of another network"):
-        _distill([rooms_store, tmp_path / "store"], tmp_path / "run", micro, "data.features=[color]")
+        _distill([rooms_store, tmp_path / "store"], tmp_path / "run", micro, "data.features=[coord]")
+    with pytest.raises(IdentityMismatchError, match="not the features that were regressed"):
+        EvaluateDistilled(_one(rooms_store, tmp_path, micro), tmp_path / "store", LabelOptions(splits=("train",)))
+    # each with a regression of its own width
+    settings = ["data.features=[coord]", "distill.separate_heads=true", "distill.names=[a,b]", "run.epochs=1"]
+    report = _distill([rooms_store, tmp_path / "store"], tmp_path / "both", micro, *settings)
+    assert report.image_channels == (192, 32)
+    weights = _weights(tmp_path / "both")
+    assert [len(weights[f"proj.{i}.weight"]) for i in range(2)] == [192, 32]
+    assert load_distilled(tmp_path / "both").names == ("a", "b")
+
+
+def _one(store, folder, micro):
+    _distill(store, folder / "one", micro, "data.features=[coord]", "run.epochs=1")
+    return folder / "one"
 
 
 def test_other_runs_are_refused(done, rooms_store, micro, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from ditr_cache.cli.experiment import NAMES
 from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
 from ditr_cache.datasets import open_dataset
-from ditr_cache.errors import ConfigError
+from ditr_cache.errors import CheckpointError, ConfigError
 from ditr_cache.pipelines.experiment import Experiment
 from ditr_cache.pipelines.experiment_picture import draw_rows
 from ditr_cache.pipelines.experiment_plans import EXPERIMENTS
@@ -105,6 +105,14 @@ def test_an_arm_that_fails_costs_nothing_else(rooms_store, micro, tmp_path):
     report = make("visibility", rooms_store, tmp_path / "out", micro).run()
     assert [row.name for row in report.rows] == ["ptv3"]
     assert "not empty" in report.failures["ditr-0"]
+
+
+def test_damaged_results_are_named(rooms_store, micro, tmp_path):
+    make("visibility", rooms_store, tmp_path / "out", micro).run()
+    for name in ("ptv3-0/scores.json", "experiment.json"):
+        (tmp_path / "out" / name).write_bytes(b"{")
+        with pytest.raises(CheckpointError, match=f"{name}.*cannot be read"):
+            make("visibility", rooms_store, tmp_path / "out", micro).run()
 
 
 def test_data_efficiency(rooms_store, micro, tmp_path):

@@ -77,6 +77,12 @@ def test_networks_that_are_shown_images_refuse(rooms_store, micro, truth, tmp_pa
         Predict(tmp_path / "run", save(tmp_path / "in", truth[1]), tmp_path / "out", options=OPTIONS)
 
 
+def test_a_missing_file(distilled, tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        Predict(distilled, tmp_path / "nothing.ply", tmp_path / "out", options=OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_that_mean_nothing(distilled, truth, tmp_path):
     path = save(tmp_path / "in", truth[1])
     with pytest.raises(ConfigError, match="no splits"):
