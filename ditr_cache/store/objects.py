@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from ditr_cache.errors import CorruptStoreError, MetadataError
 from ditr_cache.store.layout import array_spec, data_object, shard_index_bytes
 from ditr_cache.store.receipt import ArrayEntry
-from ditr_cache.store.shard import decode_chunk
+from ditr_cache.store.shard import CHECKSUM_BYTES, decode_chunk
 from ditr_cache.store.storage import ObjectFile, Range, Storage
 
 __all__ = ["ArrayReader"]
 
-_CHECKSUM = 4
-"""Bytes of a crc32c."""
 _CRC32C_RESIDUE = 0x48674BC7
 """crc32c of any bytes with their own crc32c behind them."""
 _HINT = "Find all damage with: ditr-cache verify STORE"
@@ -43,7 +41,7 @@ class ArrayReader:
         self._where = f"{path}/{data_object(entry.shape)}"
         self._sharded = array_spec(name).chunk_rows is not None
         self._row_bytes = entry.chunk_bytes // entry.chunk_rows
-        self._slices: dict[int, list[slice]] = {0: [], _CHECKSUM: []}
+        self._slices: dict[int, list[slice]] = {0: [], CHECKSUM_BYTES: []}
         self._lock = threading.Lock()
         self._index: NDArray[np.int64] | None = None
         self._extents: list[list[int]] | None = None
@@ -180,8 +178,8 @@ class ArrayReader:
                 # views that do not start on a chunk: the one before ends in this one
                 decoded[0] = kept
             if first + known < end:
-                for chunk, body in enumerate(self._encoded(first + known, end - 1), first + known):
-                    self._decode(body, decoded[chunk - first], chunk)
+                for chunk, stored in enumerate(self._encoded(first + known, end - 1), first + known):
+                    self._decode(stored, decoded[chunk - first], chunk)
             yield decoded.reshape(-1, *self.tail)[start - first * step : stop - first * step]
             if stop % step and first < end:
                 shared, kept = end - 1, decoded[-1]
@@ -204,8 +202,8 @@ class ArrayReader:
         flat, row = out.reshape(-1).view(np.uint8), self._row_bytes
         # slices of a memoryview are made, and passed to the kernel, in a third of the time of an array's
         target, body = flat.data, row * self.entry.chunk_rows
-        check = check or row < _CHECKSUM  # the last chunk's rows must cover it
-        extra = 0 if check else _CHECKSUM
+        check = check or row < CHECKSUM_BYTES  # the last chunk's rows must cover it
+        extra = 0 if check else CHECKSUM_BYTES
         at = 0
         for start, stop in ranges:
             if start == stop:
@@ -233,7 +231,7 @@ class ArrayReader:
 
     def _fill_checked(self, pieces: list[Any], flat: NDArray[np.uint8], first: int, lead: int, stride: int) -> None:
         """Fill `flat`, cut into `pieces`, with the chunks from `first` on, less `lead` bytes and what is too much."""
-        n, body = len(pieces), stride - _CHECKSUM
+        n, body = len(pieces), stride - CHECKSUM_BYTES
         trail = n * body - lead - len(flat)
         around, checksums = np.empty(lead + trail, np.uint8), np.empty(n, "<u4")
         slots = checksums.view(np.uint8).data
@@ -262,17 +260,17 @@ class ArrayReader:
         step, stop = self.entry.chunk_rows, start + len(out)
         first, last = start // step, (stop - 1) // step
         scratch = np.empty((step, *self.tail), self.dtype)
-        for chunk, body in enumerate(self._encoded(first, last), first):
+        for chunk, stored in enumerate(self._encoded(first, last), first):
             low = chunk * step
             a, b = max(start, low), min(stop, low + step)
             whole = b - a == step
             target = out[a - start : b - start] if whole else scratch
-            self._decode(body, target, chunk)
+            self._decode(stored, target, chunk)
             if not whole:
                 out[a - start : b - start] = scratch[a - low : b - low]
 
     def _encoded(self, first: int, last: int) -> Iterator[NDArray[np.uint8]]:
-        """Chunks first..last as they are stored, checked; one `preadv`."""
+        """Chunks first..last as they are stored, with their checksums, which are checked; one `preadv`."""
         if self._extents is None:
             self._extents = self.index.tolist()
         index = self._extents[first : last + 1]
@@ -283,11 +281,11 @@ class ArrayReader:
             stored = raw[offset - begin : offset - begin + size]
             if google_crc32c.value(stored) != _CRC32C_RESIDUE:
                 raise CorruptStoreError(f"chunk {chunk} is damaged (crc32c)", where=self._where, hint=_HINT)
-            yield stored[:-_CHECKSUM]
+            yield stored
 
-    def _decode(self, body: NDArray[np.uint8], target: NDArray[Any], chunk: int) -> None:
+    def _decode(self, stored: NDArray[np.uint8], target: NDArray[Any], chunk: int) -> None:
         try:
-            decode_chunk(self.entry.codec, body, target)
+            decode_chunk(self.entry.codec, stored, target)
         except ValueError as error:
             raise CorruptStoreError(f"chunk {chunk} {error}", where=self._where, hint=_HINT) from error
 

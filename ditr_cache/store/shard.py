@@ -18,7 +18,10 @@ from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import BLOSC_LEVEL, BLOSC_NAME, VIEW_ARRAYS, Codec, array_document, array_spec, data_object
 from ditr_cache.store.receipt import ArrayEntry, ObjectEntry
 
-__all__ = ["ArrayWriter", "compressor", "decode_chunk"]
+__all__ = ["CHECKSUM_BYTES", "ArrayWriter", "compressor", "decode_chunk"]
+
+CHECKSUM_BYTES: Final = 4
+"""Of the crc32c behind every chunk."""
 
 
 def compressor(codec: Codec) -> Blosc | Zstd | None:
@@ -28,44 +31,45 @@ def compressor(codec: Codec) -> Blosc | Zstd | None:
     return Zstd(1) if codec == "zstd" else None
 
 
+_BLOSC_HEADER: Final = 16
+_BLOSC_SIZES: Final = struct.Struct("<I4xI")
+"""Decoded and encoded size in a Blosc 1 header, from its fifth byte on."""
+
 # Blosc.decode and Zstd.decode look at their arguments a second time, at 2 microseconds a chunk
 _DECODERS: Final = {"blosc": blosc.decompress, "zstd": zstd.decompress}
 
 
-def decode_chunk(codec: Codec, body: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    """Fill `out` with what a chunk holds before its checksum.
+def decode_chunk(codec: Codec, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    """Fill `out` with what a chunk holds.
 
     A checksum proves nothing about who wrote the bytes: what they announce is compared with `out` before anything is
     decoded, and with the bytes that are there, for blosc reads on behind them.
 
     Args:
         codec: How it was encoded.
-        body: `[n]` the encoded bytes.
+        stored: `[n + 4]` the encoded bytes and, behind them, their checksum, which is not looked at.
         out: C-contiguous; exactly what they must decode to.
 
     Raises:
         ValueError: If they do not. The message continues "chunk 3 ...".
     """
+    body = len(stored) - CHECKSUM_BYTES
     if codec == "none":
-        if body.nbytes != out.nbytes:
-            raise ValueError(f"has {body.nbytes:,} bytes, not {out.nbytes:,}")
-        out.reshape(-1).view(np.uint8)[:] = body
+        if body != out.nbytes:
+            raise ValueError(f"has {body:,} bytes, not {out.nbytes:,}")
+        out.reshape(-1).view(np.uint8)[:] = stored[:body]
         return
-    size, encoded = _announced_blosc(body) if codec == "blosc" else _announced_zstd(body)
-    if size != out.nbytes or encoded != len(body):
+    if codec == "zstd":
+        stored = stored[:body]  # its decoder would take the checksum for another frame; blosc's does not see it
+        size, encoded = _announced_zstd(stored)
+    else:
+        size, encoded = _BLOSC_SIZES.unpack_from(stored.data, 4) if body >= _BLOSC_HEADER else (-1, -1)
+    if size != out.nbytes or encoded != body:
         raise ValueError(f"would decode to {size:,} bytes, not {out.nbytes:,}")
     try:
-        _DECODERS[codec](body, out)
+        _DECODERS[codec](stored, out)
     except (RuntimeError, ValueError) as error:
         raise ValueError("does not decode") from error
-
-
-def _announced_blosc(body: NDArray[np.uint8]) -> tuple[int, int]:
-    """Decoded and encoded size in a Blosc 1 header; -1 without one."""
-    if len(body) < 16:
-        return -1, -1
-    size, encoded = struct.unpack_from("<I4xI", body.data, 4)
-    return size, encoded
 
 
 def _announced_zstd(body: NDArray[np.uint8]) -> tuple[int, int]:

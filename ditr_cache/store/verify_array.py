@@ -247,7 +247,7 @@ class ArrayStream:
             return none
         chunk = np.empty((entry.chunk_rows, *entry.shape[1:]), none.dtype)
         try:
-            decode_chunk(entry.codec, np.frombuffer(data, np.uint8)[:-4], chunk)
+            decode_chunk(entry.codec, np.frombuffer(data, np.uint8), chunk)
         except ValueError as error:
             self._damaged(f"chunk {number} {error}")
             return none
