@@ -11,13 +11,14 @@ import click
 
 from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.interrupt import graceful_stop
-from ditr_cache.cli.learning import say_interrupted, speaker, warn_of_cpu
+from ditr_cache.cli.learning import estimated, say_interrupted, speaker, warn_of_cpu
 from ditr_cache.cli.options import StoreLocation, cache_options, config_options, reports
 from ditr_cache.cli.output import Output
 from ditr_cache.cli.text import duration, number
 
 if TYPE_CHECKING:
     from ditr_cache.pipelines.distill import DistillReport
+    from ditr_cache.pipelines.train_report import DistillEstimate
     from ditr_cache.training.distill_config import DistillConfig
 
 __all__ = ["command"]
@@ -31,6 +32,7 @@ Examples:
   ditr-cache distill rooms pretrained
   ditr-cache train rooms finetuned --init pretrained
   ditr-cache distill a.store b.store both -s distill.weights=[1,0.5]
+  ditr-cache distill scannet.store pretrained -n
 
 All settings: ditr-cache config show distill""",
 )
@@ -40,6 +42,7 @@ All settings: ditr-cache config show distill""",
 @click.option("--resume", is_flag=True, help="Go on where the run in RUN was interrupted; begin it if it is not there.")
 @click.option("--allow-incomplete", is_flag=True, help="Take stores of which blocks are missing.")
 @cache_options
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done: steps, memory, time.")
 @reports()
 def command(
     output: Output,
@@ -51,6 +54,7 @@ def command(
     allow_incomplete: bool,
     cache_dir: Path | None,
     cache_size: int,
+    dry_run: bool,
 ) -> ExitCode:
     """Let a network that sees points only regress the image features of STOREs.
 
@@ -76,9 +80,14 @@ def command(
             cache_size=cache_size,
             tracker=tracker,
         )
-        with graceful_stop(pipeline.request_stop):
-            report = pipeline.run()
-    if main:
+        if dry_run:
+            estimate = pipeline.estimate()
+        else:
+            with graceful_stop(pipeline.request_stop):
+                report = pipeline.run()
+    if main and dry_run:
+        _show_estimate(output, estimate, config)
+    elif main:
         _show(output, report)
         if report.interrupted:
             say_interrupted(
@@ -90,7 +99,7 @@ def command(
                 cache_dir=cache_dir,
                 cache_size=cache_size,
             )
-    return ExitCode.INTERRUPTED if report.interrupted else ExitCode.OK
+    return ExitCode.INTERRUPTED if not dry_run and report.interrupted else ExitCode.OK
 
 
 def _configure(
@@ -116,6 +125,16 @@ def _configure(
     output.status(f"settings: {' + '.join([*words, *overrides])}")
     layers += [read_named_yaml("train", name) for name in configs]
     return load_config(DistillConfig, [without_labels(layer) for layer in layers], overrides)
+
+
+def _show_estimate(output: Output, estimate: DistillEstimate, config: DistillConfig) -> None:
+    output.document(estimate.to_dict())
+    stores = [
+        f"{name}: {number(n)} samples to train on, {number(val)} to evaluate on"
+        for name, n, val in zip(estimate.names, estimate.samples, estimate.val_samples, strict=True)
+    ]
+    dims = ", ".join(f"{number(d)} channels" for d in dict.fromkeys(estimate.image_channels))
+    output.facts([("stores", "; ".join(stores)), ("regressed", dims), *estimated(estimate, config)])
 
 
 def _show(output: Output, report: DistillReport) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditr_cache.cli.output import Output
+from ditr_cache.cli.text import bytes_, duration, number
 
 if TYPE_CHECKING:
+    from ditr_cache.pipelines.train_report import RunEstimate
     from ditr_cache.training.config import StageConfig
 
-__all__ = ["say_interrupted", "speaker", "warn_of_cpu"]
+__all__ = ["estimated", "say_interrupted", "speaker", "warn_of_cpu"]
 
 
 def speaker(output: Output) -> tuple[Output, bool]:
@@ -31,6 +33,22 @@ def warn_of_cpu(output: Output, config: StageConfig) -> None:
     large = sum(config.model.enc_channels) > 300
     if config.run.device == "auto" and pick_device("auto").type == "cpu" and large:
         output.warning("no CUDA device: training runs on the CPU, which is many times slower")
+
+
+def estimated(estimate: RunEstimate, config: StageConfig) -> list[tuple[str, object]]:
+    """What a dry run says of steps, time and memory."""
+    evaluation = "-" if estimate.evaluation_s is None else f"about {duration(estimate.evaluation_s)} each time"
+    return [
+        ("steps", f"{number(estimate.steps)}: {config.run.epochs} epochs of {number(estimate.steps_per_epoch)}"),
+        ("parameters", number(estimate.parameters)),
+        ("a step", f"{number(estimate.points)} points, {number(estimate.rows)} rows of features"),
+        ("computing it", f"{estimate.step_s:.2f} s"),
+        ("preparing it", f"{estimate.data_s:.2f} s in one of {estimate.workers} workers"),
+        ("evaluation", evaluation),
+        ("memory", f"{bytes_(estimate.memory_bytes)} at most so far"),
+        ("device", estimate.device),
+        ("time", f"about {duration(estimate.seconds)}"),
+    ]
 
 
 def say_interrupted(

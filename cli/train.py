@@ -10,10 +10,10 @@ import click
 
 from ditr_cache.cli.errors import ExitCode
 from ditr_cache.cli.interrupt import graceful_stop
-from ditr_cache.cli.learning import say_interrupted, speaker, warn_of_cpu
+from ditr_cache.cli.learning import estimated, say_interrupted, speaker, warn_of_cpu
 from ditr_cache.cli.options import StoreLocation, cache_options, config_options, reports
 from ditr_cache.cli.output import Output
-from ditr_cache.cli.text import bytes_, duration, number
+from ditr_cache.cli.text import duration, number
 
 if TYPE_CHECKING:
     from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
@@ -175,21 +175,12 @@ def _preset(store: Path | str) -> str:
 def _show_estimate(output: Output, estimate: TrainEstimate, config: TrainConfig) -> None:
     output.document(estimate.to_dict())
     images = f"{estimate.image_channels} channels" if estimate.image_channels else "none"
-    evaluation = "-" if estimate.evaluation_s is None else f"about {duration(estimate.evaluation_s)} each time"
     output.facts(
         [
             ("samples", f"{number(estimate.samples)} to train on, {number(estimate.val_samples)} to evaluate on"),
             ("labels", f"{estimate.label_set}, {number(estimate.classes)} classes"),
             ("image features", images),
-            ("steps", f"{number(estimate.steps)}: {config.run.epochs} epochs of {number(estimate.steps_per_epoch)}"),
-            ("parameters", number(estimate.parameters)),
-            ("a step", f"{number(estimate.points)} points, {number(estimate.rows)} rows of features"),
-            ("computing it", f"{estimate.step_s:.2f} s"),
-            ("preparing it", f"{estimate.data_s:.2f} s in one of {estimate.workers} workers"),
-            ("evaluation", evaluation),
-            ("memory", f"{bytes_(estimate.memory_bytes)} at most so far"),
-            ("device", estimate.device),
-            ("time", f"about {duration(estimate.seconds)}"),
+            *estimated(estimate, config),
         ]
     )
 

@@ -18,18 +18,22 @@ from ditr_cache.models.random import draw_weights
 from ditr_cache.models.weights import initialise
 from ditr_cache.pipelines.learn import Done, Learn, LearnOptions, Parts, device_name
 from ditr_cache.pipelines.train_build import loader_config, optimising_step
+from ditr_cache.pipelines.train_estimate import estimate
+from ditr_cache.pipelines.train_report import DistillEstimate
 from ditr_cache.training.checkpoint import Checkpoint
 from ditr_cache.training.distill_config import DistillConfig
 from ditr_cache.training.distill_task import DistillTask
 from ditr_cache.training.distill_validation import SimilarityScores, SimilarityValidation
 from ditr_cache.training.distilled import distiller
-from ditr_cache.training.distributed import World
+from ditr_cache.training.distributed import World, join
 from ditr_cache.training.loader import LoaderConfig, MakeBatch, TrainBatches
 from ditr_cache.training.mixture import MakeMixed, MixedSampler
 from ditr_cache.training.objective import CosineObjective
 from ditr_cache.training.sampler import BatchSampler
 from ditr_cache.training.seeding import torch_generator_for
+from ditr_cache.training.settle import settled
 from ditr_cache.training.state import Evaluation
+from ditr_cache.training.step import Step
 from ditr_cache.training.store_check import check_same, coordinates
 from ditr_cache.training.validation import NoValidation
 
@@ -103,6 +107,20 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
         super().__init__(run, config, **options)
         self.stores = tuple(stores)
 
+    def estimate(self) -> DistillEstimate:
+        """Measure one step and extrapolate; writes nothing."""
+        with join(self.config.run.device) as world, settled(self.config.run):
+            task = self._task()
+            model, batches = self._model(task, world, None), self._batches(task, world, LoaderConfig())
+            step, first = self._step(task, world, model, batches), self._first_clouds(task, world, model)
+            return DistillEstimate(
+                **estimate(step, batches, first, self.config, world).to_dict(),
+                names=tuple(source.name for source in task.sources),
+                samples=tuple(len(source.train) for source in task.sources),
+                val_samples=_val_samples(task),
+                image_channels=task.image_channels,
+            )
+
     def _task(self) -> DistillTask:
         stores = [self._open(store) for store in self.stores]
         splits = (*self.config.data.train_splits, *self.config.data.val_splits)
@@ -135,13 +153,16 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
         return [entry["digest"] for entry in before["stores"]] != [source.store.digest for source in task.sources]
 
     def _parts(self, task: DistillTask, world: World, start: Checkpoint | None) -> Parts:
-        config, loader = self.config, loader_config(self.config, world)
+        loader = loader_config(self.config, world)
         model, batches = self._model(task, world, start), self._batches(task, world, loader)
-        objective = CosineObjective(config.distill.global_normalisation)
-        step = optimising_step(
-            config, world, model, objective, batches.steps * config.run.epochs, unused=len(task.names) > 1
-        )
+        step = self._step(task, world, model, batches)
         return Parts(step, batches, self._evaluation(task, world, model, loader))
+
+    def _step(self, task: DistillTask, world: World, model: Distiller, batches: TrainBatches) -> Step:
+        config = self.config
+        objective = CosineObjective(config.distill.global_normalisation)
+        updates = batches.steps * config.run.epochs
+        return optimising_step(config, world, model, objective, updates, unused=len(task.names) > 1)
 
     def _model(self, task: DistillTask, world: World, start: Checkpoint | None) -> Distiller:
         model = distiller(self.config, task.image_channels, task.names)
@@ -184,6 +205,15 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
             return NoValidation()
         return SimilarityValidation(model, datasets, world, loader, self.config.run.seed)
 
+    def _first_clouds(self, task: DistillTask, world: World, model: Distiller) -> list[tuple[Evaluation, int]]:
+        """For every store with validation samples the evaluation of its first one, and how many there are."""
+        seed = self.config.run.seed
+        return [
+            (SimilarityValidation(model, [(source.val, task.condition(source))], world, LoaderConfig(), seed, 1), n)
+            for source, n in zip(task.sources, _val_samples(task), strict=True)
+            if source.val is not None
+        ]
+
     def _report(self, task: DistillTask, done: Done) -> DistillReport:
         loop, state = done.loop, done.loop.state
         assert done.scores is None or isinstance(done.scores, SimilarityScores)
@@ -209,3 +239,7 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
             resumed_at=done.first or None,
             interrupted=loop.stopped,
         )
+
+
+def _val_samples(task: DistillTask) -> tuple[int, ...]:
+    return tuple(0 if source.val is None else len(source.val) for source in task.sources)

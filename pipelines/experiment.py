@@ -155,7 +155,7 @@ class Experiment:
 
         Raises:
             ConfigError: If the folder holds another experiment.
-        CheckpointError: If what an earlier call wrote cannot be read.
+            CheckpointError: If what an earlier call wrote cannot be read.
         """
         self._claim()
         failures: dict[str, str] = {}

@@ -10,10 +10,13 @@ from typing import Any, Unpack
 
 from ditr_cache.pipelines.learn import Done, Learn, LearnOptions, Parts, device_name
 from ditr_cache.pipelines.train_build import build_batches, build_evaluation, build_model, build_step, loader_config
+from ditr_cache.pipelines.train_estimate import estimate
 from ditr_cache.pipelines.train_report import TrainEstimate, TrainReport
 from ditr_cache.training.checkpoint import Checkpoint
 from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.distilled import origin
 from ditr_cache.training.distributed import World, join
+from ditr_cache.training.loader import LoaderConfig
 from ditr_cache.training.metrics import SegmentationScores
 from ditr_cache.training.settle import settled
 from ditr_cache.training.store_check import (
@@ -50,10 +53,21 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
 
     def estimate(self) -> TrainEstimate:
         """Measure one step and extrapolate; writes nothing."""
-        from ditr_cache.pipelines.train_estimate import estimate
-
-        with join(self.config.run.device) as world, settled(self.config.run):
-            return estimate(self._task(), self.config, world)
+        config, loader = self.config, LoaderConfig()
+        with join(config.run.device) as world, settled(config.run):
+            task = self._task()
+            model, batches = build_model(task, config, world, None), build_batches(task, config, world, loader)
+            step = build_step(task, config, world, model, batches.steps * config.run.epochs)
+            clouds = 0 if task.val is None else len(task.val)
+            one = [(build_evaluation(task, config, world, model, loader, 1), clouds)] if clouds else []
+            return TrainEstimate(
+                **estimate(step, batches, one, config, world).to_dict(),
+                samples=len(task.train),
+                val_samples=clouds,
+                label_set=str(task.train.label_set),
+                classes=len(task.class_names),
+                image_channels=task.image_channels,
+            )
 
     def _task(self) -> Task:
         store = self._open(self.store)
@@ -80,7 +94,7 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
 
     def _record(self, task: Task) -> tuple[dict[str, Any], Mapping[str, str]]:
         store = task.store
-        record = {
+        record: dict[str, Any] = {
             "store": {
                 "path": str(store.root),
                 "digest": store.digest,
@@ -93,6 +107,8 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
             "image_channels": task.image_channels,
             "limits": dict(task.limits),
         }
+        if self.config.init.distilled is not None:
+            record["init"] = origin(self.config.init.distilled)
         return record, task.coordinates
 
     def _changed(self, task: Task, before: Mapping[str, Any]) -> bool:

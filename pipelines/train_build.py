@@ -107,9 +107,10 @@ def optimising_step(
 
 
 def build_evaluation(
-    task: Task, config: TrainConfig, world: World, model: Segmentor, loader: LoaderConfig
+    task: Task, config: TrainConfig, world: World, model: Segmentor, loader: LoaderConfig, most: int | None = None
 ) -> Evaluation:
-    """Over the validation split, if there is one."""
+    """Over the validation split, or its first `most` samples, if there is one."""
     if task.val is None:
         return NoValidation()
-    return Validation(model, task.val, task.class_names, world, loader, config.run.seed, task.condition)
+    ids = task.val.sample_ids[:most]
+    return Validation(model, task.val, task.class_names, world, loader, config.run.seed, task.condition, ids)

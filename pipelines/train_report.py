@@ -8,7 +8,7 @@ from typing import Any
 
 from ditr_cache.training.metrics import SegmentationScores
 
-__all__ = ["TrainEstimate", "TrainReport"]
+__all__ = ["DistillEstimate", "RunEstimate", "TrainEstimate", "TrainReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,12 @@ class TrainReport:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainEstimate:
-    """What a run would do, from one measured step."""
+class RunEstimate:
+    """What a run would cost, from one measured step."""
 
-    samples: int
-    val_samples: int
-    label_set: str
-    classes: int
-    image_channels: int | None
     steps_per_epoch: int
     steps: int
+    """Of the whole run."""
     parameters: int
     points: int
     """Of the measured batch."""
@@ -87,3 +83,27 @@ class TrainEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainEstimate(RunEstimate):
+    """Of training."""
+
+    samples: int
+    val_samples: int
+    label_set: str
+    classes: int
+    image_channels: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DistillEstimate(RunEstimate):
+    """Of distillation."""
+
+    names: tuple[str, ...]
+    """What the stores are called."""
+    samples: tuple[int, ...]
+    """To train on, of each store."""
+    val_samples: tuple[int, ...]
+    image_channels: tuple[int, ...]
+    """D of each name, each name once."""

@@ -50,6 +50,8 @@ class OptimConfig(_Model):
     """What parameters in transformer blocks take of it."""
     block_pattern: str = "block"
     """Regular expression that finds their names."""
+    backbone_lr_factor: Positive = 1.0
+    """What the backbone's other parameters take of it; below one when the head alone is new."""
     weight_decay: Weight = 0.05
     """Of AdamW."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)

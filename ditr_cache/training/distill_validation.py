@@ -51,6 +51,7 @@ class SimilarityValidation:
         world: Processes share the samples.
         loader: Who reads.
         seed: Of the one draw of curves that serves all passes.
+        most: Samples of each data set; None: all.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class SimilarityValidation:
         world: World,
         loader: LoaderConfig,
         seed: int,
+        most: int | None = None,
     ) -> None:
-        self._model, self._datasets, self._world, self._loader = model, datasets, world, loader
+        self._model, self._datasets, self._world, self._loader, self._most = model, datasets, world, loader, most
         self._permutations = evaluation_permutations(model.backbone.config, seed)
 
     def __call__(self, stopped: threading.Event) -> SimilarityScores | None:
@@ -89,6 +91,6 @@ class SimilarityValidation:
 
     def _batches(self) -> Iterator[PointBatch]:
         for dataset, condition in self._datasets:
-            mine = dataset.sample_ids[self._world.rank :: self._world.size]
+            mine = dataset.sample_ids[: self._most][self._world.rank :: self._world.size]
             for _, item in EvaluationClouds(dataset, self._loader, mine):
                 yield collate([item], dataset.config.features, condition=condition)

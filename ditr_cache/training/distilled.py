@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.distill_config import DistillConfig
 from ditr_cache.training.run_folder import RunFolder
 
-__all__ = ["Distilled", "distiller", "load_distilled", "start_from_distilled"]
+__all__ = ["Distilled", "distiller", "load_distilled", "origin", "start_from_distilled"]
 
 
 def distiller(config: DistillConfig, image_channels: tuple[int, ...], names: tuple[str, ...]) -> Distiller:
@@ -97,6 +98,25 @@ def load_distilled(path: Path, which: Literal["last", "best"] = "last") -> Disti
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError("the weights are not those of this run's settings", where=found.folder) from error
     return Distilled(model, config, names, record, found.folder)
+
+
+def origin(path: Path) -> dict[str, Any]:
+    """What a run that starts from a distillation keeps of it: which weights, and of which features.
+
+    Raises:
+        CheckpointError: If it is not a run of `distill`, or has nothing saved.
+    """
+    folder = RunFolder(path)
+    found = folder.checkpoints.find("last")
+    if found is None:
+        raise CheckpointError("nothing has been saved here yet", where=path)
+    weights = (found.folder / "model.safetensors").read_bytes()
+    return {
+        "run": str(path),
+        "step": found.step,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "stores": [{key: store.get(key) for key in ("name", "digest")} for store in folder.run()["stores"]],
+    }
 
 
 def start_from_distilled(model: Segmentor, config: TrainConfig, dataset: str) -> None:

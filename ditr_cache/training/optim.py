@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW with the official parameter groups: what lies in a transformer block learns at a tenth of the rate."""
+"""AdamW with the official parameter groups: what lies in a transformer block learns at a tenth of the rate.
+
+Official fine-tuning has a third group: the backbone around the blocks, slower than the new head.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class ParameterGroup:
     """Parameters that share a learning rate."""
 
     name: str
-    """`base` or `block`."""
+    """`base`, `backbone` or `block`."""
     max_lr: float
     """Learning rate at the top of the cycle."""
     names: tuple[str, ...]
@@ -38,21 +41,26 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGro
         pattern = re.compile(config.block_pattern)
     except re.error as error:
         raise ConfigError(f"not a regular expression: {error}", where="optim.block_pattern") from error
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    blocks = tuple(name for name in names if pattern.search(name))
-    others = tuple(name for name in names if not pattern.search(name))
-    groups = [
-        ParameterGroup("base", config.lr, others),
-        ParameterGroup("block", config.lr * config.block_lr_factor, blocks),
-    ]
-    groups = [group for group in groups if group.names]
+    factors = {"base": 1.0, "backbone": config.backbone_lr_factor, "block": config.block_lr_factor}
+
+    def group_of(name: str) -> str:
+        if pattern.search(name):
+            return "block"
+        slower = name.startswith("backbone.") and config.backbone_lr_factor != 1
+        return "backbone" if slower else "base"
+
+    found: dict[str, list[str]] = {group: [] for group in factors}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[group_of(name)].append(name)
+    groups = [ParameterGroup(key, config.lr * factors[key], tuple(names)) for key, names in found.items() if names]
     if not groups:
         raise ConfigError("the model has no parameter that can be trained")
     return groups
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the two groups, at their highest rates; `set_rates` moves them before every step.
+    """AdamW over the groups, at their highest rates; `set_rates` moves them before every step.
 
     Args:
         model: On the device that it trains on.

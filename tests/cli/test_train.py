@@ -88,6 +88,16 @@ def test_dry_run_writes_nothing(micro, finished, run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_of_distill_writes_nothing(micro, finished, run, tmp_path):
+    done = run("distill", finished, tmp_path / "run", *micro, "-n")
+    assert done.code == 0, done.err
+    assert "stores        synthetic: 1 samples to train on, 1 to evaluate on" in done.out
+    assert "regressed     192 channels" in done.out
+    assert "steps         3: 1 epochs of 3" in done.out
+    assert json.loads(run("distill", finished, tmp_path / "run", *micro, "-n", "--json", "-q").out)["steps"] == 3
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_gpu_is_said(finished, run, tmp_path):
     done = run("train", finished, tmp_path / "run", "-c", "scannet", "-s", "run.device=auto")
     assert "warning: no CUDA device: training runs on the CPU, which is many times slower\n" in done.err
@@ -102,7 +112,7 @@ def test_no_gpu_is_said(finished, run, tmp_path):
         (["-s", "data.label_set=segment20"], 2, "Name one of them, e.g. -s data.label_set=segment: segment\n"),
         (["-s", "modle.drop_path=1", "-s", "optim.lr=-1"], 2, "modle: there is no such setting"),
         (["-s", "optim.lr"], 2, "an override reads section.key=value"),
-        (["-c", "nope"], 2, "Installed: nuscenes, scannet, scannet200"),
+        (["-c", "nope"], 2, "Installed: nuscenes, s3dis_finetune, scannet, scannet200"),
         (["-s", "run.device=cuda:77"], 2, "cuda:77"),
         (["-s", "run.weights=nowhere.pth"], 1, "nowhere.pth"),
         (["-s", "data.train_splits=[test]"], 2, "Splits of the store: train (1)"),

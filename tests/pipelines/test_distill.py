@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """D-DITR on real rooms: what is learned without labels, how it goes on, and how training starts from it."""
 
+import hashlib
 import json
 import threading
 
@@ -126,6 +127,27 @@ def test_training_starts_from_it(done, rooms_store, micro, tmp_path):
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
     assert not any(n.startswith("proj.") for n in after)
     assert "seg_head.weight" in after
+
+
+def test_a_run_keeps_what_it_started_from(done, rooms_store, micro, tmp_path):
+    run, report = done
+    Train(rooms_store, tmp_path / "run", _plain(micro, f"init.distilled={run}", "run.epochs=1")).run()
+    kept = RunFolder(tmp_path / "run").run()["init"]
+    weights = RunFolder(run).checkpoints.find("last").folder / "model.safetensors"
+    assert kept["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (kept["run"], kept["step"]) == (str(run), 24)
+    assert kept["stores"] == [{"name": "synthetic", "digest": report.digests[0]}]
+
+
+def test_estimate_writes_nothing(rooms_store, other_store, micro, tmp_path):
+    config = _config(micro, "distill.names=[ours,theirs]", "run.epochs=3")
+    found = Distill([rooms_store, other_store], tmp_path / "run", config).estimate()
+    assert (found.names, found.samples, found.val_samples) == (("ours", "theirs"), (3, 2), (1, 1))
+    done = Distill([rooms_store, other_store], tmp_path / "done", config).run()
+    assert (found.steps, found.parameters, found.image_channels) == (done.total, done.parameters, done.image_channels)
+    assert found.points > 0 < found.rows
+    assert found.seconds > found.evaluation_s > 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_starts_from_weights_in_a_file(done, rooms_store, micro, tmp_path):

@@ -329,8 +329,19 @@ print(json.dumps([name for name in sys.modules if name.startswith(("transformers
 def test_installed_settings(name):
     config = load_config(TrainConfig, [read_named_yaml("train", name)])
     assert config.data.grid_size < 0.1
-    others = {"tiny": "synthetic", "scannet200": "scannet", "scannet_minkunet": "scannet"}
+    others = {"tiny": "synthetic", "scannet200": "scannet", "scannet_minkunet": "scannet", "s3dis_finetune": "s3dis"}
     assert config.store.identity["dataset"]["name"] == others.get(name, name)
+
+
+def test_official_fine_tuning():
+    """Reference, 3.7: 300 passes; the head at 6e-3, the backbone at 6e-4, its blocks at 6e-5."""
+    config = load_config(TrainConfig, [read_named_yaml("train", "s3dis_finetune")])
+    o = config.optim
+    rates = (o.lr, o.lr * o.backbone_lr_factor, o.lr * o.block_lr_factor)
+    assert rates == pytest.approx((6e-3, 6e-4, 6e-5))
+    assert config.run.epochs * config.data.loop == 300
+    assert len(config.data.test.augmentations()) == 10
+    assert config.model.injection == "none"
 
 
 def test_official_numbers():

@@ -14,8 +14,10 @@ import yaml
 
 from ditr_cache.config import load_config
 from ditr_cache.errors import ConfigError, TrainingError
+from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.train import Train
 from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.distill_config import DistillConfig
 from ditr_cache.training.distributed import World, environment, join, pick_device
 from ditr_cache.training.run_folder import RunFolder
 
@@ -24,14 +26,19 @@ import json, os, sys
 from pathlib import Path
 import torch.distributed as dist
 from ditr_cache.config import load_config
+from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.train import Train
 from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.distill_config import DistillConfig
 
 plan = json.loads(Path(sys.argv[1]).read_text())
 dist.init_process_group("gloo")
 for job in plan:
-    config = load_config(TrainConfig, [job["config"]])
-    report = Train(Path(job["store"]), Path(job["run"]), config).run()
+    store, run = Path(job["store"]), Path(job["run"])
+    if job["kind"] == "distill":
+        report = Distill([store, store], run, load_config(DistillConfig, [job["config"]])).run()
+    else:
+        report = Train(store, run, load_config(TrainConfig, [job["config"]])).run()
     assert report.processes == 2, report
 dist.destroy_process_group()
 """
@@ -89,16 +96,36 @@ def pairs(rooms_store, micro, tmp_path_factory):
         base = [*common, "run.batch_size=6", *more[name]]
         config = load_config(TrainConfig, [micro], [*base, *two])
         plan.append(
-            {"store": str(rooms_store), "run": str(folder / f"{name}-2"), "config": config.model_dump(mode="json")}
+            {
+                "kind": "train",
+                "store": str(rooms_store),
+                "run": str(folder / f"{name}-2"),
+                "config": config.model_dump(mode="json"),
+            }
         )
         Train(rooms_store, folder / f"{name}-1", load_config(TrainConfig, [micro], [*base, *one])).run()
+    # every step is of one store: the other's norm layers and head take no part in it
+    distilled = ["distill.names=[a,b]", "distill.separate_heads=true", "run.batch_size=6"]
+    loops = [value for value in common if not value.startswith("data.loop")]
+    config = load_config(DistillConfig, [micro], [*loops, *distilled, "data.loop=6"])
+    plan.append(
+        {
+            "kind": "distill",
+            "store": str(rooms_store),
+            "run": str(folder / "distilled-2"),
+            "config": config.model_dump(mode="json"),
+        }
+    )
+    one = load_config(DistillConfig, [config.model_dump(mode="json")], ["run.accumulation=2"])
+    Distill([rooms_store, rooms_store], folder / "distilled-1", one).run()
     _torchrun(folder, plan)
-    return {name: (RunFolder(folder / f"{name}-2"), RunFolder(folder / f"{name}-1")) for name in settings}
+    names = [*settings, "distilled"]
+    return {name: (RunFolder(folder / f"{name}-2"), RunFolder(folder / f"{name}-1")) for name in names}
 
 
 def _difference(two, one, *, statistics):
     mine, other = (folder.checkpoints.find("last") for folder in (two, one))
-    assert mine.step == other.step == 5
+    assert mine.step == other.step >= 5
     mine, other = mine.weights(), other.weights()
     assert mine.keys() == other.keys()
     names = [name for name in mine if statistics or ("running_" not in name and "num_batches" not in name)]
@@ -110,7 +137,7 @@ def _losses(folder):
     return [line["loss"] for line in lines if line["kind"] == "step"]
 
 
-@pytest.mark.parametrize("name", ["accumulated", "norms", "minkunet"])
+@pytest.mark.parametrize("name", ["accumulated", "norms", "minkunet", "distilled"])
 def test_two_processes_are_one_that_accumulates(pairs, name):
     two, one = pairs[name]
     assert _difference(two, one, statistics=False) < 1e-6

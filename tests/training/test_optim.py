@@ -31,6 +31,25 @@ def test_blocks_learn_at_a_tenth_of_the_rate():
     ]
 
 
+def test_fine_tuning_slows_the_backbone_around_the_blocks():
+    """S3DIS, upstream: 6e-3, backbone 6e-4, blocks 6e-5."""
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = Net()
+            self.seg_head = nn.Linear(4, 2)
+
+    config = OptimConfig(backbone_lr_factor=0.1, block_lr_factor=0.01)
+    groups = {g.name: g for g in parameter_groups(Whole(), config)}
+    assert {name: g.max_lr for name, g in groups.items()} == pytest.approx(
+        {"base": 6e-3, "backbone": 6e-4, "block": 6e-5}
+    )
+    assert groups["base"].names == ("seg_head.weight", "seg_head.bias")
+    assert groups["backbone"].names == ("backbone.stem.weight", "backbone.stem.bias")
+    assert [g.name for g in parameter_groups(Whole(), OptimConfig())] == ["base", "block"]
+
+
 def test_empty_groups_are_left_out():
     assert [g.name for g in parameter_groups(nn.Linear(2, 2), OptimConfig())] == ["base"]
     assert [g.name for g in parameter_groups(Net(), OptimConfig(block_pattern="stem|block"))] == ["block"]
