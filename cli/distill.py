@@ -58,9 +58,9 @@ def command(
 ) -> ExitCode:
     """Let a network that sees points only regress the image features of STOREs.
 
-    Labels are never read. With several stores every step is of one of them, and each has norm layers of its own.
-    Without -c NAME the settings are those of training on the first store's data set. RUN is a folder for checkpoints,
-    settings and logs; it is where `ditr-cache train STORE NEW_RUN --init RUN` starts from.
+    Labels are never read. With several stores every step is of one of them, and each data set has norm layers of its
+    own. Without -c NAME the settings are those of training on the first store's data set. RUN is a folder for
+    checkpoints, settings and logs; it is where `ditr-cache train STORE NEW_RUN --init RUN` starts from.
     """
     output, main = speaker(output)
     config = _configure(output, stores, run, configs, overrides, resume)
@@ -154,4 +154,5 @@ def _show(output: Output, report: DistillReport) -> None:
     if report.cosine is not None:
         facts.append(("cosine on validation samples", f"{report.cosine:.4f}"))
     output.facts(facts, title=f"The run: {report.run}")
-    output.line(f"Fine-tune it: ditr-cache train STORE NEW_RUN --init {shlex.quote(report.run)}")
+    if report.step == report.total:
+        output.line(f"Fine-tune it: ditr-cache train STORE NEW_RUN --init {shlex.quote(report.run)}")

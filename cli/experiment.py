@@ -137,6 +137,8 @@ def _list(output: Output, experiment: Experiment) -> None:
         [[r.folder.name, r.arm.label, " ".join(r.arm.settings), "yes" if r.done else "no"] for r in runs],
         title=experiment.plan.title,
     )
+    for folder in experiment.distillations():
+        output.status(f"before them, a distillation on all training samples: {folder.name}")
     for note in experiment.plan.notes:
         output.status(note)
 

@@ -50,9 +50,9 @@ def command(
 ) -> ExitCode:
     """Label samples of STORE with the network of RUN, into one file each in OUT.
 
-    For a network that sees points only (trained with model.injection=none, or distilled), STORE may also be a file of
-    points, or a folder of such files: .ply; .npy of x y z and strength, or colour, or colour and normal; .bin of
-    lidars. What cannot be read is listed, and the exit code is 3.
+    For a network that sees points only (trained with model.injection=none, as after a distillation), STORE may also be
+    a file of points, or a folder of such files: .ply; .npy of x y z and strength, or colour, or colour and normal;
+    .bin of lidars. What cannot be read is listed, and the exit code is 3.
 
     Files are named after sample ids, with all but letters, digits and ._- percent-encoded. An interrupted run goes on
     when the same command is given again.

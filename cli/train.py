@@ -125,6 +125,7 @@ def _configure(
 
     folder = RunFolder(run)
     if resume and folder.exists:
+        folder.check_kind("train")
         layers, words = [folder.config()], ["those of the run", *configs]
     else:
         layers, words = preset_layers(store, configs)

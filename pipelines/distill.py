@@ -134,7 +134,20 @@ class Distill(Learn[DistillConfig, DistillTask, DistillReport]):
             for i, (store, entry) in enumerate(zip(stores, before, strict=True)):
                 own = {key.removeprefix(f"{i}/"): x for key, x in samples.items() if key.startswith(f"{i}/")}
                 check_same(store, entry["identity"], own, found[i])
-        return DistillTask.of(stores, self.config, found)
+        task = DistillTask.of(stores, self.config, found)
+        self._say_what_is_shared(task)
+        return task
+
+    def _say_what_is_shared(self, task: DistillTask) -> None:
+        """What a user of several stores may not expect, and what is not evaluated."""
+        same = [n for n in task.names if sum(source.name == n for source in task.sources) > 1]
+        if same and not self.config.distill.names:
+            self.listener.note(
+                f"several stores are called {', '.join(same)} and share norm layers: name them apart with distill.names"
+            )
+        if all(source.val is None for source in task.sources):
+            splits = ", ".join(self.config.data.val_splits)
+            self.listener.note(f"the stores have no split {splits}: nothing is evaluated")
 
     def _record(self, task: DistillTask) -> tuple[dict[str, Any], Mapping[str, str]]:
         stores = [

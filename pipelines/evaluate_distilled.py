@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ditr_cache.errors import ConfigError, IdentityMismatchError
+from ditr_cache.models.distiller import NOT_VISIBLE
 from ditr_cache.pipelines.distilled_picture import draw_features, write_ply
 from ditr_cache.pipelines.labelling import LabelOptions
 from ditr_cache.pipelines.progress import Progress, Silent
@@ -157,7 +158,7 @@ class EvaluateDistilled:
         item = self._data[Draw(0, 0, name)]
         batch = collate([item], self._data.config.features, condition=self._condition).to(self._device)
         cosine_N = self._model(batch, self._permutations)
-        seen_N = ~cosine_N.isnan()
+        seen_N = cosine_N != NOT_VISIBLE
         if self._pictures is not None:
             x_NC = self._model.backbone(batch, self._permutations)
             head = self._model.head(self._condition)

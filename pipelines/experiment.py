@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from ditr_cache.config import canonical_json, load_config
 from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import CheckpointError, ConfigError, DitrCacheError
@@ -34,6 +36,7 @@ from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.dataset import split_samples
 from ditr_cache.training.distill_config import DistillConfig, without_labels
 from ditr_cache.training.distributed import pick_device
+from ditr_cache.training.limited import limit_scenes
 from ditr_cache.training.seeding import rng_for
 from ditr_cache.training.store_check import check_complete
 from ditr_cache.training.tracking import Nobody, Tracker
@@ -128,12 +131,34 @@ class Experiment:
         if name not in _SEVERAL and len(stores) != 1:
             raise ConfigError(f"{name} is an experiment on one store, not on {len(stores)}")
         if (name == "online") != (source is not None):
-            what = "needs the images" if source is None else "needs no images"
-            raise ConfigError(f"{name} {what}", where="--source", hint="It is for `online` alone.")
+            if source is None:
+                raise ConfigError(
+                    "online needs the images", where="--source", hint="Name the data set that the store was made from."
+                )
+            raise ConfigError(f"{name} needs no images", where="--source", hint="It is for `online` alone.")
+        if weights is not None and source is None:
+            raise ConfigError(f"{name} runs no ViT", where="--weights", hint="It is for `online` alone.")
         self._source, self._weights = source, weights
         self.plan: Plan = EXPERIMENTS[name](self._opened)
+        self._check_settings()
+        if source is not None:
+            _check_images(source, self._opened[0])
         self._stop = threading.Event()
         self._running: _Stoppable | None = None
+
+    def _check_settings(self) -> None:
+        """See that all arms have valid ones, before the first is trained for hours."""
+        set_by_all = set.intersection(*({_key(text) for text in arm.settings} for arm in self.plan.arms)) | {"run.seed"}
+        for text in self._overrides:
+            if _key(text) in set_by_all:
+                raise ConfigError(f"{self.name} sets it itself", where=_key(text))
+        for arm in self.plan.arms:
+            load_config(TrainConfig, self._layers, [*self._overrides, *arm.settings])
+
+    def distillations(self) -> list[Path]:
+        """Folders of what arms start from; one a seed, if any does."""
+        needed = any(arm.distilled for arm in self.plan.arms)
+        return [self.out / f"distilled-{seed}" for seed in self._seeds] if needed else []
 
     def request_stop(self) -> None:
         """Stop soon, with a checkpoint. Safe in signal handlers."""
@@ -166,7 +191,7 @@ class Experiment:
                 continue
             try:
                 self._do(planned)
-            except DitrCacheError as error:
+            except (DitrCacheError, torch.OutOfMemoryError) as error:
                 # one arm that cannot be trained must not cost the others
                 failures[planned.folder.name] = " ".join(str(error).split())
         return self._write(failures)
@@ -220,7 +245,9 @@ class Experiment:
     def _shared(self) -> list[str]:
         """Overrides that mean something to distillation, too."""
         return [
-            text for text in self._overrides if not text.startswith(("loss.", "init.", "store.", "model.injection"))
+            text
+            for text in self._overrides
+            if not text.startswith(("loss.", "init.", "store.", "model.injection", "data.annotations"))
         ]
 
     def _interruptible(self, pipeline: Any) -> Any:
@@ -246,6 +273,8 @@ class Experiment:
         """Some of the training samples, and so many more passes over them. Small sets are part of the larger ones."""
         config = load_config(TrainConfig, self._layers, self._overrides)
         ids = split_samples(self._opened[0], config.data.train_splits)
+        if config.data.scenes is not None:
+            ids = limit_scenes(ids, config.data.scenes)
         keep = max(1, round(len(ids) * percent / 100))
         chosen = sorted(ids[i] for i in rng_for(seed, "experiment", "samples").permutation(len(ids))[:keep].tolist())
         path = self.out / f"samples-{percent:03d}-{seed}.txt"
@@ -282,13 +311,34 @@ class Experiment:
                 single.setdefault(planned.arm.name, {})[str(planned.seed)] = found
         rows, fs = rows_of(self.plan, single), Filesystem()
         fs.replace(self.out / "results.json", json.dumps(single, indent=1).encode() + b"\n")
-        fs.replace(self.out / "table.md", markdown_table(self.plan, rows).encode())
+        fs.replace(self.out / "table.md", markdown_table(self.plan, rows, failures).encode())
         fs.replace(self.out / "table.csv", csv_table(rows).encode())
         if rows:
             draw_rows(self.plan.title, rows).save(self.out / "plot.png")
         return ExperimentReport(
             self.name, self.plan.title, str(self.out), rows, failures, self.plan.notes, self._stop.is_set()
         )
+
+
+def _key(override: str) -> str:
+    """Which setting a `KEY=VALUE` sets."""
+    return override.partition("=")[0].strip()
+
+
+def _check_images(source: Dataset, store: FeatureStore) -> None:
+    """Refuse images of other samples than the store's.
+
+    Raises:
+        ConfigError: If there are none of a sample, or not all.
+    """
+    planned = {sample.id: set(sample.views) for block in source.plan() for sample in block.samples}
+    for info in store.samples.values():
+        if not set(info.view_names) <= planned.get(info.id, set()):
+            raise ConfigError(
+                f"has no images of {info.id}" if info.id not in planned else f"lacks images of {info.id}",
+                where="--source",
+                hint=f"Name the data set that {store.root} was made from.",
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

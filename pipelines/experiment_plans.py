@@ -132,8 +132,9 @@ def _data_efficiency(stores: Sequence[FeatureStore]) -> Plan:
 
 def _visibility(stores: Sequence[FeatureStore]) -> Plan:
     # visible and invisible points of ScanNet200 and SemanticKITTI
-    plain = {"ScanNet200 visible": 35.2, "invisible": 34.5, "SemanticKITTI visible": 68.5, "invisible ": 68.1}
-    ditr = {"ScanNet200 visible": 41.5, "invisible": 39.7, "SemanticKITTI visible": 71.6, "invisible ": 68.3}
+    parts = ("ScanNet200 visible", "ScanNet200 invisible", "SemanticKITTI visible", "SemanticKITTI invisible")
+    plain = dict(zip(parts, (35.2, 34.5, 68.5, 68.1), strict=True))
+    ditr = dict(zip(parts, (41.5, 39.7, 71.6, 68.3), strict=True))
     return Plan(
         "Visible and invisible points (paper, Table 8)",
         (Arm("ptv3", "PTv3", (PLAIN,), paper=plain), Arm("ditr", "DITR", ("model.injection=decoder",), paper=ditr)),

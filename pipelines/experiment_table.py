@@ -57,8 +57,14 @@ def rows_of(plan: Plan, single: Mapping[str, Mapping[str, Mapping[str, float]]])
     return tuple(rows)
 
 
-def markdown_table(plan: Plan, rows: Sequence[Row]) -> str:
-    """In per cent; in brackets the lowest and the highest seed."""
+def markdown_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str] | None = None) -> str:
+    """In per cent; in brackets the lowest and the highest seed.
+
+    Args:
+        plan: The experiment.
+        rows: Of `rows_of`.
+        failures: Run -> why it failed.
+    """
     papers = _papers(rows)
     head = ["", "seeds", "mIoU", "visible", "invisible", *(f"paper, {name}" for name in papers)]
     lines = [f"## {plan.title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -70,6 +76,7 @@ def markdown_table(plan: Plan, rows: Sequence[Row]) -> str:
     if papers:
         lines.append("The paper's numbers are of its own data sets, networks and schedules.")
     lines += [f"- {note}" for note in plan.notes]
+    lines += [f"- {run} failed: {why}" for run, why in (failures or {}).items()]
     return "\n".join(lines) + "\n"
 
 

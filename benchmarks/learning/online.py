@@ -102,7 +102,7 @@ def _scene(size: float, views: int) -> dict[str, Any]:
             "features": ["color"],
             "views": {"count": views, "evaluation_count": views},
             "mix_prob": 0,
-            "loop": 150,
+            "loop": 100,
             "train": [shift, turn, flip, _voxels(size, "random"), colour],
             "val": [shift, _voxels(size, "first"), colour],
         },
@@ -115,7 +115,7 @@ CASES = {
     "rooms": Case(
         f"held-out rooms ({ROOMS})",
         (),
-        {"data": {"views": {"count": 4, "evaluation_count": 8}}, "run": {"epochs": 30, "eval_every": 10}},
+        {"data": {"views": {"count": 4, "evaluation_count": 8}}, "run": {"epochs": 20, "eval_every": 10}},
     ),
     "kitchen": Case("7-Scenes kitchen, 3 pseudo-classes, 0.5 m cells", ("images.size=[224,308]",), _scene(0.05, 8)),
     "shelf": Case("shelf, 3 classes, 0.05 m cells", ("images.size=[224,308]",), _scene(0.01, 4)),
@@ -144,7 +144,7 @@ def stores_of(case: str, work: Path, weights: Path) -> list[Path]:
 
 
 def seconds_of(folder: Path, arm: str, seeds: list[int]) -> float:
-    """Median time of a step, data included; of the last parts of the log, when everything is warm."""
+    """Median time of a step, data included, without the first reading, when nothing is warm yet."""
     found = []
     for seed in seeds:
         lines = (folder / f"{arm}-{seed}" / "log.jsonl").read_text("utf-8").splitlines()

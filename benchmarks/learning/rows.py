@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the learning benchmarks share: a run that is trained and evaluated once, and tables over seeds."""
+"""What the learning benchmarks share: runs that are trained and evaluated once, and tables over seeds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,28 @@ import numpy as np
 
 from ditr_cache.config import load_config, read_named_yaml
 from ditr_cache.datasets.rooms import STYLES
+from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
 from ditr_cache.pipelines.train import Train
+from ditr_cache.store.reader import open_store
 from ditr_cache.training.config import TrainConfig
+from ditr_cache.training.distill_config import DistillConfig, without_labels
 
-__all__ = ["FAMILIES", "SETTINGS", "learn", "scores_of", "settings_of", "summary", "table"]
+__all__ = [
+    "SETTINGS",
+    "cosines_of",
+    "distil",
+    "fewer",
+    "learn",
+    "pretraining_of",
+    "scores_of",
+    "settings_of",
+    "summary",
+    "table",
+]
 
 SETTINGS = Path(__file__).resolve().with_name("rooms.yaml")
-FAMILIES = {family: names for family, names in STYLES["a"].class_families.items() if family != "structure"}
+FAMILIES = ("shape", "texture", "typical")
 
 
 def settings_of(overrides: Sequence[str]) -> TrainConfig:
@@ -27,17 +41,48 @@ def settings_of(overrides: Sequence[str]) -> TrainConfig:
     return load_config(TrainConfig, [read_named_yaml("train", str(SETTINGS))], overrides)
 
 
-def learn(run: Path, store: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Train and evaluate; found again if it is there."""
+def pretraining_of(overrides: Sequence[str]) -> DistillConfig:
+    """The benchmark's settings, of distillation."""
+    layer = without_labels(dict(read_named_yaml("train", str(SETTINGS))))
+    return load_config(DistillConfig, [layer], overrides)
+
+
+def distil(stores: Sequence[Path], run: Path, seed: int, overrides: Sequence[str]) -> Path:
+    """Pretrain without labels; found again if it is there, and refused if its settings are others."""
+    report = Distill(stores, run, pretraining_of([*overrides, f"run.seed={seed}"]), resume=True).run()
+    if report.steps:
+        print(run.name, f"loss {report.loss:.3f}, cosine {report.cosine:.3f}", flush=True)
+    return run.resolve()
+
+
+def cosines_of(run: Path) -> dict[str, float]:
+    """Mean cosine on the validation rooms by step of a distillation."""
+    lines = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
+    return {str(line["step"]): line["scores"]["cosine"] for line in lines if line["kind"] == "evaluation"}
+
+
+def fewer(store: Path, folder: Path, percent: int, seed: int) -> list[str]:
+    """Settings of training on some of the rooms, with nearly as many steps."""
+    ids = sorted(info.id for info in open_store(store).samples.values() if info.split == "train")
+    keep = max(1, round(len(ids) * percent / 100))
+    chosen = np.random.default_rng(seed).permutation(ids)[:keep]
+    path = folder / f"{store.stem}-rooms-{percent:03d}-{seed}.txt"
+    path.write_text("".join(f"{name}\n" for name in sorted(chosen)), "utf-8")
+    loop = round(settings_of([]).data.loop * len(ids) / keep)
+    return [f"data.scenes={path.resolve()}", f"data.loop={loop}"]
+
+
+def learn(run: Path, store: Path, overrides: Sequence[str], style: str = "a") -> dict[str, Any]:
+    """Train and evaluate; found again if it is there, and refused if its settings are others."""
+    Train(store, run, settings_of(overrides), resume=True).run()
     if not scores_of(run):
-        Train(store, run, settings_of(overrides), resume=True).run()
         scores = Evaluate(run, store).run().scores
         classes = {c.name: c.iou for c in scores.overall.classes}
         row: dict[str, Any] = {
             "miou": scores.overall.miou,
             "visible": scores.visible.miou,
             "invisible": scores.invisible.miou,
-            **{family: float(np.mean([classes[name] for name in names])) for family, names in FAMILIES.items()},
+            **{f: float(np.mean([classes[name] for name in STYLES[style].class_families[f]])) for f in FAMILIES},
         }
         (run / "scores.json").write_text(json.dumps(row), "utf-8")
         print(run.name, {k: round(100 * v, 1) for k, v in row.items()}, flush=True)

@@ -101,7 +101,7 @@ def lookup(raw_to_train: Mapping[int, int], raw_N: NDArray[Any]) -> Int32:
 
 
 def checked(points: PointCloud, where: object) -> PointCloud:
-    """`points`, if there are any and all their arrays are equally long.
+    """`points`, if there are any, and all their arrays are equally long and finite.
 
     Raises:
         SampleError: Otherwise.
@@ -113,4 +113,6 @@ def checked(points: PointCloud, where: object) -> PointCloud:
     for name, array in {**arrays, **points.segments}.items():
         if array is not None and len(array) != count:
             raise SampleError(f"{name} has {len(array)} entries for {count} points", where=where)
+        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise SampleError(f"some values of {name} are not finite", where=where)
     return points

@@ -80,4 +80,6 @@ def _bytes(color_N3: NDArray[np.generic], path: Path) -> UInt8:
     wide_N3 = color_N3.astype(np.float64)
     if not ((wide_N3 >= 0) & (wide_N3 <= 255)).all():
         raise SampleError("colours must be between 0 and 255", where=path)
+    if color_N3.dtype.kind == "f" and wide_N3.size and 0 < wide_N3.max() <= 1:
+        raise SampleError("colours must be between 0 and 255, and these are between 0 and 1", where=path)
     return wide_N3.round().astype(np.uint8)

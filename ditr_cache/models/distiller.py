@@ -16,7 +16,11 @@ from ditr_cache.models.norm import ConditionalNorm
 from ditr_cache.models.similarity import cosine_to_rows
 from ditr_cache.types import PointBatch
 
-__all__ = ["Distiller"]
+__all__ = ["NOT_VISIBLE", "Distiller"]
+
+NOT_VISIBLE = 2.0
+"""Stands for the cosine of a point without an image feature. None is as large, nor is what a network gives that has
+diverged: NaN would be, and would hide that."""
 
 
 class Distiller(nn.Module):
@@ -56,13 +60,13 @@ class Distiller(nn.Module):
             generator: For what is drawn.
 
         Returns:
-            `[N]` cosine; NaN for points that are not visible.
+            `[N]` cosine; `NOT_VISIBLE` for points that are not.
         """
         if batch.image is None:
             raise ConfigError("there are no image features to regress")
         x_NC = self.backbone(batch, permutations, generator)
         cosine_N, visible_N = cosine_to_rows(x_NC, self.head(batch.condition), batch.image)
-        return torch.where(visible_N, cosine_N, torch.nan)
+        return torch.where(visible_N, cosine_N, NOT_VISIBLE)
 
     def head(self, condition: str | None) -> nn.Linear:
         """The regression of a data set.

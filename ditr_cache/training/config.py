@@ -153,6 +153,8 @@ class TrainConfig(_Model):
     def _one_start(self) -> TrainConfig:
         if self.init.distilled is not None and self.run.weights is not None:
             raise ValueError("init.distilled and run.weights are both given: training starts from one of them")
+        if self.init.norms is not None and self.init.distilled is None:
+            raise ValueError("init.norms names norm layers of a distillation, and init.distilled is not given")
         return self
 
 

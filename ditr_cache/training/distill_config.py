@@ -60,6 +60,8 @@ class DistillConfig(_Model):
             raise ValueError("model.injection must be none: the network would be shown what it is to regress")
         if self.model.norm_conditions:
             raise ValueError("model.norm_conditions follow from the stores: leave them out")
+        if self.data.annotations is not None:
+            raise ValueError("data.annotations says whose labels are known, and none are read: leave it out")
         return self
 
 
@@ -68,4 +70,6 @@ def without_labels(layer: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in layer.items() if key not in ("loss", "init", "store")}
     if "model" in kept:
         kept["model"] = {key: value for key, value in kept["model"].items() if key != "injection"}
+    if "data" in kept:
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "annotations"}
     return kept

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ditr_cache.models.distiller import Distiller
+from ditr_cache.models.distiller import NOT_VISIBLE, Distiller
 from ditr_cache.training.collate import collate
 from ditr_cache.training.dataset import FeatureStoreDataset
 from ditr_cache.training.distributed import World
@@ -80,7 +80,7 @@ class SimilarityValidation:
                     break
                 with torch.inference_mode():
                     cosine_N = self._model(batch.to(self._world.device), self._permutations)
-                cosine_n = cosine_N[~cosine_N.isnan()].double()
+                cosine_n = cosine_N[cosine_N != NOT_VISIBLE].double()
                 total, points = total + float(cosine_n.sum()), points + len(cosine_n)
         finally:
             self._model.train()

@@ -61,16 +61,14 @@ class Distilled:
         Raises:
             ConfigError: If it is not among them, or not clear.
         """
-        if len(self.names) == 1:
-            return None
-        wanted = name or dataset
+        wanted = name or (dataset if len(self.names) > 1 else self.names[0])
         if wanted not in self.names:
             raise ConfigError(
                 f"no store of the distillation is called {wanted!r}",
                 where="init.norms",
-                hint=f"Name one of them, e.g. -s init.norms={self.names[0]}: {', '.join(self.names)}",
+                hint=f"Name one of {', '.join(self.names)}: -s init.norms=NAME, or, in evaluate, --norms NAME.",
             )
-        return wanted
+        return wanted if len(self.names) > 1 else None
 
 
 def load_distilled(path: Path, which: Literal["last", "best"] = "last") -> Distilled:
@@ -147,6 +145,13 @@ def start_from_distilled(model: Segmentor, config: TrainConfig, dataset: str) ->
             f"the distilled network is shown {', '.join(source.config.data.features)}",
             where="data.features",
             hint=f"Set -s data.features=[{','.join(source.config.data.features)}]",
+        )
+    networks = source.config.model.network, config.model.network
+    if networks[0] != networks[1]:
+        raise WeightsError(
+            f"the distilled network is a {networks[0]}, the settings are of a {networks[1]}",
+            where=config.init.distilled,
+            hint=f"Set -s model.network={networks[0]}",
         )
     state = source.model.plain_backbone(source.condition(config.init.norms, dataset))
     own = model.backbone.state_dict()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ditr_cache.errors import ConfigError
+from ditr_cache.models.distiller import NOT_VISIBLE
 from ditr_cache.models.losses import cross_entropy, label_weight, lovasz_softmax
 from ditr_cache.training.config import LossConfig
 from ditr_cache.training.distributed import World
@@ -122,11 +123,11 @@ class CosineObjective:
         """0, with gradients of 0, where no point is visible.
 
         Args:
-            output: `[N]` cosine; NaN where a point is not visible.
+            output: `[N]` cosine; `NOT_VISIBLE` where a point is not.
             batch: Not used.
             denominator: Of `denominator`.
         """
-        visible_N = ~output.isnan()
+        visible_N = output != NOT_VISIBLE
         total = torch.where(visible_N, 1 - output, 0).sum()
         divisor = visible_N.sum() if denominator is None else torch.as_tensor(denominator, device=output.device)
         return total / divisor.clamp(min=1)

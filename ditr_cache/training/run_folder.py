@@ -75,8 +75,12 @@ class RunFolder:
             kind: `train` or `distill`.
 
         Raises:
-            CheckpointError: If it is one.
+            CheckpointError: If it is one, or there is no run.
         """
+        if not self.exists:
+            raise CheckpointError(
+                "no run here", where=self.path, hint=f"Name the folder that `ditr-cache {kind}` was given."
+            )
         found = self.run().get("kind", "train")
         if found != kind:
             hint = "Fine-tune it first: ditr-cache train STORE NEW_RUN --init RUN" if found == "distill" else None

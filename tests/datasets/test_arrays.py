@@ -89,6 +89,10 @@ def test_checked():
         checked(PointCloud(coord[:0]), "x")
     with pytest.raises(SampleError, match="segment has 1 entries for 2"):
         checked(PointCloud(coord, segments={"segment": np.zeros(1, np.int32)}), "x")
+    for name in ("normal", "strength"):
+        array = np.full((2, 3) if name == "normal" else 2, np.nan, np.float32)
+        with pytest.raises(SampleError, match=f"some values of {name} are not finite"):
+            checked(PointCloud(coord, **{name: array}), "x")
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")

@@ -84,6 +84,8 @@ def test_refused_arrays(tmp_path):
     for columns, words in (((XYZ[:, :2],), "not a table of points"), ((XYZ, RGB + 1), "between 0 and 255")):
         with pytest.raises(SampleError, match=words):
             read_cloud(save(tmp_path / "a.npy", *columns))
+    with pytest.raises(SampleError, match="these are between 0 and 1"):
+        read_cloud(save(tmp_path / "a.npy", XYZ, RGB / 255))
     with pytest.raises(SampleError, match="not finite"):
         read_cloud(save(tmp_path / "a.npy", XYZ * np.nan))
     with pytest.raises(SampleError, match="missing"):

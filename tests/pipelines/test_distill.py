@@ -10,7 +10,7 @@ import torch
 
 from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
 from ditr_cache.datasets import open_dataset
-from ditr_cache.errors import CheckpointError, ConfigError, IdentityMismatchError, WeightsError
+from ditr_cache.errors import CheckpointError, ConfigError, IdentityMismatchError, TrainingError, WeightsError
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
 from ditr_cache.pipelines.evaluate_distilled import EvaluateDistilled
@@ -129,6 +129,28 @@ def test_training_starts_from_it(done, rooms_store, micro, tmp_path):
     assert "seg_head.weight" in after
 
 
+def test_a_network_that_diverges_stops(rooms_store, micro, tmp_path):
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        _distill(rooms_store, tmp_path / "run", micro, "optim.lr=1e20", "run.log_every=1")
+
+
+def test_what_is_shared_and_not_evaluated_is_said(rooms_store, other_store, micro, tmp_path):
+    notes = []
+
+    class Listener(Nobody):
+        def note(self, text):
+            notes.append(text)
+
+    for names in ([], ["distill.names=[ours,theirs]"]):
+        config = _config(micro, "data.val_splits=[nope]", *names)
+        Distill([rooms_store, other_store], tmp_path / "run", config, tracker=Listener()).estimate()
+    assert notes == [
+        "several stores are called synthetic and share norm layers: name them apart with distill.names",
+        "the stores have no split nope: nothing is evaluated",
+        "the stores have no split nope: nothing is evaluated",
+    ]
+
+
 def test_a_run_keeps_what_it_started_from(done, rooms_store, micro, tmp_path):
     run, report = done
     Train(rooms_store, tmp_path / "run", _plain(micro, f"init.distilled={run}", "run.epochs=1")).run()
@@ -207,6 +229,13 @@ def test_norm_layers_are_chosen_by_name(both, rooms_store, micro, tmp_path):
                 torch.testing.assert_close(found[f"backbone.{key}"], tensor, rtol=0, atol=1e-6)
 
 
+def test_norm_layers_that_are_not_there(done, rooms_store, micro, tmp_path):
+    with pytest.raises(ConfigError, match="no store of the distillation is called 'nuscenes'"):
+        Train(rooms_store, tmp_path / "run", _plain(micro, f"init.distilled={done[0]}", "init.norms=nuscenes")).run()
+    with pytest.raises(ConfigError, match=r"init\.distilled is not given"):
+        _plain(micro, "init.norms=synthetic")
+
+
 def test_two_stores_of_one_name_share_all(rooms_store, other_store, micro, tmp_path):
     report = _distill([rooms_store, other_store], tmp_path / "run", micro, "run.epochs=1")
     assert report.names == ("synthetic", "synthetic")
@@ -231,7 +260,9 @@ def test_settings_that_do_not_fit(rooms_store, micro, tmp_path, settings, words)
         _distill(rooms_store, tmp_path / "run", micro, *settings)
 
 
-@pytest.mark.parametrize("settings", [["model.injection=decoder"], ["model.norm_conditions=[a]"]])
+@pytest.mark.parametrize(
+    "settings", [["model.injection=decoder"], ["model.norm_conditions=[a]"], ["data.annotations=points.npz"]]
+)
 def test_impossible_settings(micro, settings):
     with pytest.raises(ConfigError):
         _config(micro, *settings)
@@ -266,8 +297,16 @@ def test_other_runs_are_refused(done, rooms_store, micro, tmp_path):
     with pytest.raises(CheckpointError, match="a run of `distill`, not of `train`"):
         Evaluate(run, rooms_store)
     Train(rooms_store, tmp_path / "train", _plain(micro, "run.epochs=1")).run()
+    with pytest.raises(CheckpointError, match="no run here"):
+        load_distilled(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="a run of `train`, not of `distill`"):
         load_distilled(tmp_path / "train")
+
+
+def test_a_network_of_another_kind_does_not_start_from_it(done, rooms_store, micro, tmp_path):
+    config = _plain(micro, f"init.distilled={done[0]}", "model.network=minkunet")
+    with pytest.raises(WeightsError, match="the distilled network is a ptv3, the settings are of a minkunet"):
+        Train(rooms_store, tmp_path / "run", config).run()
 
 
 def test_another_network_does_not_start_from_it(done, rooms_store, micro, tmp_path):

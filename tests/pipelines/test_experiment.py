@@ -105,6 +105,7 @@ def test_an_arm_that_fails_costs_nothing_else(rooms_store, micro, tmp_path):
     report = make("visibility", rooms_store, tmp_path / "out", micro).run()
     assert [row.name for row in report.rows] == ["ptv3"]
     assert "not empty" in report.failures["ditr-0"]
+    assert "- ditr-0 failed: " in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_damaged_results_are_named(rooms_store, micro, tmp_path):
@@ -131,6 +132,31 @@ def test_data_efficiency(rooms_store, micro, tmp_path):
     assert few <= {info.id for info in open_store(rooms_store).samples.values() if info.split == "train"}
     assert len(few) == 1
     assert few <= set((out / "samples-020-0.txt").read_text().split())
+
+
+def test_data_efficiency_of_some_scenes(rooms_store, micro, tmp_path):
+    """Percent are of those, and of no others."""
+    ids = sorted(info.id for info in open_store(rooms_store).samples.values() if info.split == "train")
+    (tmp_path / "scenes.txt").write_text("\n".join(ids[1:]))
+    overrides = [*ONE, f"data.scenes={tmp_path / 'scenes.txt'}"]
+    out = tmp_path / "out"
+    report = Experiment("data-efficiency", [rooms_store], out, [micro], overrides, seeds=[0]).run()
+    assert report.failures == {}
+    (few,) = (out / "samples-010-0.txt").read_text().split()
+    assert few in ids[1:]
+    assert RunFolder(out / "scratch-010-0").config()["data"]["loop"] == 2
+    assert RunFolder(out / "distilled-0").config()["data"]["scenes"] == str(tmp_path / "scenes.txt")
+
+
+def test_settings_are_checked_before_anything_is_trained(rooms_store, micro, tmp_path):
+    for name, text, words in (
+        ("views", "nonsense.x=1", "nonsense"),
+        ("visibility", "run.seed=3", "run.seed: visibility sets it itself"),
+        ("data-efficiency", "model.injection=decoder", "model.injection: data-efficiency sets it itself"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Experiment(name, [rooms_store], tmp_path / "out", [micro], [text])
+    assert not (tmp_path / "out").exists()
 
 
 def test_views_and_dtype(rooms_store, micro, tmp_path):

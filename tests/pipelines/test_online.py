@@ -88,5 +88,11 @@ def test_experiment(rooms_store, flipped_store, micro, tmp_path):
     ]
     with pytest.raises(ConfigError, match="needs the images"):
         Experiment("online", stores, tmp_path / "other", [micro], settings)
+    for other in ("synthetic:rooms=3,views=3,val=1", "synthetic:rooms=4,views=2,val=1"):
+        images = open_dataset(other, "synthetic")
+        with pytest.raises(ConfigError, match=r"no images of|lacks images of"):
+            Experiment("online", stores, tmp_path / "other", [micro], settings, source=images)
+    with pytest.raises(ConfigError, match="runs no ViT"):
+        Experiment("dtype", [rooms_store], tmp_path / "other", [micro], settings, weights=tmp_path)
     with pytest.raises(ConfigError, match="needs no images"):
         Experiment("dtype", [rooms_store], tmp_path / "other", [micro], settings, source=source)
