@@ -147,7 +147,7 @@ def _views(stores: Sequence[FeatureStore]) -> Plan:
     arms = tuple(
         Arm(
             f"views-{n if n != 'null' else 'all'}",
-            f"{n if n != 'null' else f'all (up to {most})'} views",
+            "1 view" if n == "1" else f"{n if n != 'null' else f'all (up to {most})'} views",
             (f"data.views.count={n}", f"data.views.evaluation_count={n}"),
         )
         for n in counts

@@ -161,7 +161,7 @@ def test_settings_are_checked_before_anything_is_trained(rooms_store, micro, tmp
 
 def test_views_and_dtype(rooms_store, micro, tmp_path):
     views = make("views", rooms_store, tmp_path / "views", micro).run()
-    assert [row.label for row in views.rows] == ["1 views", "2 views", "all (up to 3) views"]
+    assert [row.label for row in views.rows] == ["1 view", "2 views", "all (up to 3) views"]
     dtype = make("dtype", rooms_store, tmp_path / "dtype", micro).run()
     assert dtype.failures == {}
     assert [row.name for row in dtype.rows] == ["float16", "int8"]
