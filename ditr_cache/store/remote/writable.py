@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditr_cache.errors import ConfigError, CorruptStoreError, StoreError
+from ditr_cache.errors import ConfigError, CorruptStoreError, RemoteError, StoreError
 from ditr_cache.store.commit_storage import Seen
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.remote.client import HINT_EXTRA, OBSTORE_SCHEMES
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["WritableRemoteStorage"]
 
 _SCHEMES = OBSTORE_SCHEMES - {"http", "https"}
+_ALONE = "write with one process at a time, and say so with --single-writer."
 _UPLOADS = 8
 """Objects at the same time."""
 _REMOVALS = 1000
@@ -135,7 +136,7 @@ class WritableRemoteStorage(RemoteStorage):
         """Create and change an object under conditions that do not hold.
 
         Raises:
-            StoreError: If the server does it.
+            StoreError: If the server does it, or answers neither.
         """
         if self._single_writer:
             return
@@ -148,8 +149,12 @@ class WritableRemoteStorage(RemoteStorage):
                 raise StoreError(
                     "the server ignores If-None-Match or If-Match: two writers would overwrite each other's commits",
                     where=self.location,
-                    hint="Write with one process at a time, and say so with --single-writer.",
+                    hint=_ALONE.capitalize(),
                 )
+        except RemoteError as error:
+            # some answer 501 to a condition
+            hint = error.hint or f"If it knows no conditions: {_ALONE}"
+            raise RemoteError(error.what, where=error.where, hint=hint) from error
         finally:
             self.remove(key)
 

@@ -138,6 +138,13 @@ def test_a_server_that_ignores_conditions_is_refused(bucket):
     assert not writer.storage.create_exclusively("LATEST", b"other")
 
 
+def test_a_server_that_knows_no_conditions_is_told_from_others(bucket, impatient):
+    bucket.faults(Fault("status", "PUT", times=-1, status=501))
+    with pytest.raises(RemoteError, match="If it knows no conditions: write with one process") as caught:
+        StoreWriter.create(bucket.url(), {"a": 1})
+    assert "--single-writer" in caught.value.hint
+
+
 def test_a_sound_server_is_believed_and_nothing_is_left_of_the_proof(storage):
     storage.prove()
     assert list(storage.list("")) == []
