@@ -32,7 +32,8 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parent))
 
 WALL_FRAMES, WALL_BATCH, WALL_ROUNDS = 24, 4, 3
-CPU_IMAGES = 200
+CPU_IMAGES = 600
+"""With 200, beginning and end are a tenth of the time, in which one core has nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ class ArrayWriter:
             for folder in (self._path.parent, *self._path.parents[1 : len(self._tail) + 1]):
                 self._fs.sync_folder(folder)
         document = json.dumps(
-            array_document(self._name, self._dtype.name, shape, chunk_rows, self._codec), indent=2
+            array_document(self._name, self._dtype.name, shape, chunk_rows, self._codec, BLOSC_LEVEL), indent=2
         ).encode()
         self._fs.write(self._folder / "zarr.json", document)
         self._fs.sync_folder(self._folder)

@@ -12,6 +12,7 @@ import pytest
 from store_builder import IDENTITY, NoSync, build_store, random_block, tree_digest, write_block
 
 from ditr_cache.errors import CorruptStoreError, MetadataError, StoreError, StoreNotFoundError
+from ditr_cache.store import shard
 from ditr_cache.store.encode import BlockSettings
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.verify import VerifyReport, verify_store
@@ -32,6 +33,20 @@ def pristine(module_path) -> Path:
     writer.fail("c", "the camera was\nstolen")
     writer.finalize()
     return path
+
+
+@pytest.mark.parametrize("level", [1, 9])
+def test_how_hard_a_writer_compressed_is_its_own_business(tmp_path, monkeypatch, level):
+    build_store(tmp_path / "usual", [random_block(1, "a")])
+    monkeypatch.setattr(shard, "BLOSC_LEVEL", level)
+    build_store(tmp_path / "other", [random_block(1, "a")])
+    (written,) = (tmp_path / "other").glob("blocks/*/hit_row/zarr.json")
+    assert f'"clevel": {level}' in written.read_text()
+    assert problems(tmp_path / "other") == []
+    usual, other = (open_store(tmp_path / name) for name in ("usual", "other"))
+    assert usual.digest == other.digest
+    written.write_text(written.read_text().replace(f'"clevel": {level}', '"clevel": 11'))
+    assert any("sha256" in p or "array" in p for p in problems(tmp_path / "other"))
 
 
 def problems(path: Path, **options) -> list[str]:
