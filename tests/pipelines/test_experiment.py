@@ -12,6 +12,7 @@ from ditr_cache.cli.experiment import NAMES
 from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
 from ditr_cache.datasets import open_dataset
 from ditr_cache.errors import CheckpointError, ConfigError
+from ditr_cache.pipelines import experiment_plans
 from ditr_cache.pipelines.experiment import Experiment
 from ditr_cache.pipelines.experiment_picture import draw_rows
 from ditr_cache.pipelines.experiment_plans import EXPERIMENTS
@@ -134,8 +135,9 @@ def test_data_efficiency(rooms_store, micro, tmp_path):
     assert few <= set((out / "samples-020-0.txt").read_text().split())
 
 
-def test_data_efficiency_of_some_scenes(rooms_store, micro, tmp_path):
+def test_data_efficiency_of_some_scenes(rooms_store, micro, tmp_path, monkeypatch):
     """Percent are of those, and of no others."""
+    monkeypatch.setattr(experiment_plans, "FRACTIONS", (10,))
     ids = sorted(info.id for info in open_store(rooms_store).samples.values() if info.split == "train")
     (tmp_path / "scenes.txt").write_text("\n".join(ids[1:]))
     overrides = [*ONE, f"data.scenes={tmp_path / 'scenes.txt'}"]
