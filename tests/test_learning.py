@@ -51,7 +51,8 @@ def test_distillation(tmp_path):
     lines = (tmp_path / "work" / "one-pretrained" / "log.jsonl").read_text("utf-8").splitlines()
     cosines = [line["scores"]["cosine"] for line in map(json.loads, lines) if line["kind"] == "evaluation"]
     assert cosines[-1] > cosines[0] + 0.02
-    assert row["miou"] > 0.15
+    # wall or floor alone would be 1 of 14 classes
+    assert row["miou"] > 0.075
     trained = json.loads((tmp_path / "work" / "one-d-ditr-010-0" / "run.json").read_text("utf-8"))
     assert trained["init"]["step"] == 100  # 4 + 1 an epoch
 
