@@ -61,8 +61,9 @@ def test_distillation(tmp_path):
 @pytest.mark.timeout(1200)
 def test_several_stores(tmp_path):
     rooms = ["--seeds", "0", "--rooms", "8", "--val", "2"]
-    found = _run("multistore.py", tmp_path, *rooms, "--arms", "both", "-s", "run.epochs=5", "-p", "run.epochs=5")
-    assert set(found["arms"]) == {"both, style a", "both, style b"}
+    few = ["--percent", "10", "-s", "run.epochs=5", "-p", "run.epochs=5"]
+    found = _run("multistore.py", tmp_path, *rooms, "--arms", "both", *few)
+    assert set(found["arms"]) == {"style a, 10 %, both", "style b, 10 %, both"}
     assert all(0 < arm["0"]["miou"] < 1 for arm in found["arms"].values())
     (cosines,) = found["cosines"].values()
     assert list(cosines) == ["20"]

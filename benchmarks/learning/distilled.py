@@ -5,7 +5,7 @@
     d-ditr    PTv3, distilled on all training rooms and on --unlabelled further ones, then trained as `scratch`
     ditr      PTv3 + DITR: what the features themselves are worth with as many labels
 
-Each with 2, 10 and 100 % of the labelled rooms, and about as many steps. Distilled once; seeds are of what follows.
+With 2, 10 and 100 % of the labelled rooms, and about as many steps. Distilled once; seeds are of what follows.
 
 Two claims are checked. With 10 % d-ditr beats scratch by 5 points of mIoU on classes of typical shape and texture, and
 with all of them ditr beats d-ditr, and d-ditr scratch. On classes that differ in texture alone d-ditr cannot help:
@@ -16,7 +16,6 @@ points do not carry it. Everything resumes: call it again after an interruption.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,34 +23,42 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from _harness import RESULTS, write_results
-from rows import cosines_of, distil, fewer, learn, pretraining_of, settings_of, summary, table
+from rows import (
+    cosines_of,
+    distil,
+    fewer,
+    learn,
+    parser,
+    pretraining_of,
+    pretraining_option,
+    summary,
+    table,
+    write,
+)
 from stores import make_store
 
-PERCENT = (2, 10, 100)
-WAYS = ("scratch", "d-ditr", "ditr")
-ARMS = {f"{way}-{percent:03d}": (way, percent) for percent in PERCENT for way in WAYS}
+ARMS = {
+    "scratch-002": ("scratch", 2),
+    "d-ditr-002": ("d-ditr", 2),
+    "scratch-010": ("scratch", 10),
+    "d-ditr-010": ("d-ditr", 10),
+    "ditr-010": ("ditr", 10),
+    "scratch-100": ("scratch", 100),
+    "d-ditr-100": ("d-ditr", 100),
+    "ditr-100": ("ditr", 100),
+}
+"""Way, and per cent of the labelled rooms."""
 PRETRAINING = ("run.epochs=24", "run.eval_every=4")
 GAIN = 0.05
 
 
 def main() -> int:
     """Run the arms that were asked for, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="folder of the ViT; by default the one of the package")
-    parser.add_argument("--work", type=Path, default=Path("learning"), help="folder for stores and runs")
-    parser.add_argument("--rooms", type=int, default=60)
-    parser.add_argument("--val", type=int, default=15)
-    parser.add_argument("--unlabelled", type=int, default=120, help="further rooms, to distil on")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("-s", "--set", dest="overrides", action="append", default=[], help="settings of the training")
-    parser.add_argument(
-        "-p", "--pretrain", dest="pretraining", action="append", default=[], help="settings of the distillation"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
-    parser.add_argument("--name", default="distilled", help="of the result")
-    args = parser.parse_args()
+    options = parser(__doc__, "distilled")
+    options.add_argument("--unlabelled", type=int, default=120, help="further rooms, to distil on")
+    options.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    pretraining_option(options)
+    args = options.parse_args()
 
     args.work.mkdir(parents=True, exist_ok=True)
     source = f"synthetic:rooms={args.rooms},views=12,val={args.val}"
@@ -74,22 +81,15 @@ def main() -> int:
     print(table(results))
     found = claims(results)
     print(found)
-    write_results(
-        args.name,
-        {
-            "source": source,
-            "unlabelled": args.unlabelled,
-            "backbone": args.weights.name if args.weights else "rooms-vit-tiny",
-            "settings": settings_of(args.overrides).model_dump(mode="json"),
-            "pretraining": pretraining_of(pretraining).model_dump(mode="json"),
-            "cosines": cosines_of(pretrained) if pretrained.is_dir() else {},
-            "arms": results,
-            "summary": {arm: summary(seeds) for arm, seeds in results.items()},
-            "claims": found,
-        },
-        args.results,
+    write(
+        args,
+        source,
+        results,
+        unlabelled=args.unlabelled,
+        pretraining=pretraining_of(pretraining).model_dump(mode="json"),
+        cosines=cosines_of(pretrained) if pretrained.is_dir() else {},
+        claims=found,
     )
-    (args.results / f"{args.name}.md").write_text(table(results) + "\n", "utf-8")
     return 0 if all(found.values()) else 1
 
 

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distilling on rooms of two styles at once, whose classes differ, then fine-tuning on each with 10 % of its labels.
+"""Distilling on rooms of two styles at once, whose classes differ, then fine-tuning on each, with 10 % of its labels
+and with all.
 
     scratch   PTv3, weights drawn
     own       distilled on the rooms of its own style
     both      distilled on the rooms of both styles, norm layers for each (paper, section 3.2)
     shared    the same with common norm layers
 
-As many steps of each style in all of them. No claim is checked: the table is the result. Everything resumes.
+As many steps of each style in all of them; `--rooms` are of each style. No claim is checked: the table is the result.
+Everything resumes.
 
     python benchmarks/learning/multistore.py --weights DIR --seeds 0 1 2
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from _harness import RESULTS, write_results
-from rows import cosines_of, distil, fewer, learn, pretraining_of, settings_of, summary, table
+from rows import cosines_of, distil, fewer, learn, parser, pretraining_of, pretraining_option, table, write
 from stores import make_store
 
-PERCENT = 10
+PERCENT = (10, 100)
 STYLES = ("a", "b")
 NAMES = f"distill.names=[{','.join(STYLES)}]"
 ARMS = ("scratch", "own", "both", "shared")
@@ -32,20 +33,11 @@ ARMS = ("scratch", "own", "both", "shared")
 
 def main() -> None:
     """Run the arms that were asked for, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="folder of the ViT; by default the one of the package")
-    parser.add_argument("--work", type=Path, default=Path("learning"), help="folder for stores and runs")
-    parser.add_argument("--rooms", type=int, default=60, help="of each style")
-    parser.add_argument("--val", type=int, default=15)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("-s", "--set", dest="overrides", action="append", default=[], help="settings of the training")
-    parser.add_argument(
-        "-p", "--pretrain", dest="pretraining", action="append", default=[], help="settings of the distillation"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
-    parser.add_argument("--name", default="multistore", help="of the result")
-    args = parser.parse_args()
+    options = parser(__doc__, "multistore")
+    options.add_argument("--percent", type=int, nargs="+", default=list(PERCENT), choices=PERCENT)
+    options.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    pretraining_option(options)
+    args = options.parse_args()
 
     source = f"synthetic:rooms={args.rooms},views=12,val={args.val}"
     folders = {style: args.work / style for style in STYLES}
@@ -53,30 +45,24 @@ def main() -> None:
     for style, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         stores[style] = make_store("vit", f"{source},style={style}", folder, args.weights)
-    results: dict[str, dict[str, Any]] = {f"{arm}, style {style}": {} for style in STYLES for arm in args.arms}
-    for seed in args.seeds:
-        for arm in args.arms:
-            for style in STYLES:
-                settings = [*args.overrides, f"run.seed={seed}", "model.injection=none"]
-                settings += fewer(stores[style], folders[style], PERCENT, seed)
-                settings += start(arm, style, stores, args.work / f"{args.name}-{arm}", seed, args.pretraining)
-                run = args.work / f"{args.name}-{arm}-{style}-{seed}"
-                results[f"{arm}, style {style}"][str(seed)] = learn(run, stores[style], settings, style)
+    results: dict[str, dict[str, Any]] = {}
+    for style, percent, arm, seed in itertools.product(STYLES, args.percent, args.arms, args.seeds):
+        settings = [*args.overrides, f"run.seed={seed}", "model.injection=none"]
+        if percent < 100:
+            settings += fewer(stores[style], folders[style], percent, seed)
+        settings += start(arm, style, stores, args.work / f"{args.name}-{arm}", seed, args.pretraining)
+        run = args.work / f"{args.name}-{arm}-{style}-{percent:03d}-{seed}"
+        found = results.setdefault(f"style {style}, {percent} %, {arm}", {})
+        found[str(seed)] = learn(run, stores[style], settings, style)
     print(table(results))
-    write_results(
-        args.name,
-        {
-            "source": source,
-            "backbone": args.weights.name if args.weights else "rooms-vit-tiny",
-            "settings": settings_of(args.overrides).model_dump(mode="json"),
-            "pretraining": pretraining_of(args.pretraining).model_dump(mode="json"),
-            "cosines": {run.name: cosines_of(run) for run in sorted(args.work.glob(f"{args.name}-*pretrained-*"))},
-            "arms": results,
-            "summary": {arm: summary(seeds) for arm, seeds in results.items()},
-        },
-        args.results,
+    pretrained = sorted(args.work.glob(f"{args.name}-*pretrained-*"))
+    write(
+        args,
+        source,
+        results,
+        pretraining=pretraining_of(args.pretraining).model_dump(mode="json"),
+        cosines={run.name: cosines_of(run) for run in pretrained},
     )
-    (args.results / f"{args.name}.md").write_text(table(results) + "\n", "utf-8")
 
 
 def start(arm: str, style: str, stores: dict[str, Path], run: Path, seed: int, pretraining: list[str]) -> list[str]:

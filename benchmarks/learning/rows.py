@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _harness import RESULTS, write_results
 
 from ditr_cache.config import load_config, read_named_yaml
 from ditr_cache.datasets.rooms import STYLES
@@ -25,15 +27,56 @@ __all__ = [
     "distil",
     "fewer",
     "learn",
+    "parser",
     "pretraining_of",
+    "pretraining_option",
     "scores_of",
     "settings_of",
     "summary",
     "table",
+    "write",
 ]
 
 SETTINGS = Path(__file__).resolve().with_name("rooms.yaml")
 FAMILIES = ("shape", "texture", "typical")
+
+
+def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """Options that all of them have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--weights", type=Path, help="folder of the ViT; by default the one of the package")
+    made.add_argument("--work", type=Path, default=Path("learning"), help="folder for stores and runs")
+    made.add_argument("--rooms", type=int, default=60)
+    made.add_argument("--val", type=int, default=15)
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("-s", "--set", dest="overrides", action="append", default=[], help="settings of the training")
+    made.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
+    made.add_argument("--name", default=name, help="of the result")
+    return made
+
+
+def pretraining_option(made: argparse.ArgumentParser) -> None:
+    """One more, for those that distil."""
+    made.add_argument(
+        "-p", "--pretrain", dest="pretraining", action="append", default=[], help="settings of the distillation"
+    )
+
+
+def write(args: argparse.Namespace, source: str, arms: Mapping[str, Mapping[str, Any]], **more: Any) -> None:
+    """Every run, means and spreads as `<name>.json`, the table as `<name>.md`."""
+    write_results(
+        args.name,
+        {
+            "source": source,
+            "backbone": args.weights.name if args.weights else "rooms-vit-tiny",
+            "settings": settings_of(args.overrides).model_dump(mode="json"),
+            **more,
+            "arms": arms,
+            "summary": {arm: summary(seeds) for arm, seeds in arms.items()},
+        },
+        args.results,
+    )
+    (args.results / f"{args.name}.md").write_text(table(arms) + "\n", "utf-8")
 
 
 def settings_of(overrides: Sequence[str]) -> TrainConfig:

@@ -23,25 +23,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from _harness import RESULTS, write_results
-from rows import learn, scores_of, settings_of, summary, table
+from rows import learn, parser, scores_of, table, write
 from stores import ARMS, make_store
 
 
 def main() -> None:
     """Run the arms that were asked for; write the table once all are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="folder of the ViT; by default the one of the package")
-    parser.add_argument("--work", type=Path, default=Path("learning"), help="folder for stores and runs")
-    parser.add_argument("--rooms", type=int, default=60)
-    parser.add_argument("--val", type=int, default=15)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["plain", *ARMS], choices=["plain", *ARMS])
-    parser.add_argument("-s", "--set", dest="overrides", action="append", default=[], help="settings of the training")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
-    parser.add_argument("--name", default="learning", help="of the result")
-    parser.add_argument("--report", action="store_true", help="train nothing, only tabulate what there is")
-    args = parser.parse_args()
+    options = parser(__doc__, "learning")
+    options.add_argument("--arms", nargs="+", default=["plain", *ARMS], choices=["plain", *ARMS])
+    options.add_argument("--report", action="store_true", help="train nothing, only tabulate what there is")
+    args = options.parse_args()
 
     source = f"synthetic:rooms={args.rooms},views=12,val={args.val}"
     args.work.mkdir(parents=True, exist_ok=True)
@@ -65,18 +56,7 @@ def main() -> None:
         }
     results = {arm: seeds for arm, seeds in results.items() if seeds}
     print(table(results))
-    write_results(
-        args.name,
-        {
-            "source": source,
-            "backbone": args.weights.name if args.weights else "rooms-vit-tiny",
-            "settings": settings_of(args.overrides).model_dump(mode="json"),
-            "arms": results,
-            "summary": {arm: summary(seeds) for arm, seeds in results.items()},
-        },
-        args.results,
-    )
-    (args.results / f"{args.name}.md").write_text(table(results) + "\n", "utf-8")
+    write(args, source, results)
 
 
 def run_folder(arm: str, seed: int, args: argparse.Namespace) -> Path:
