@@ -23,7 +23,7 @@ def test_tables(finished, run):
     assert "1.4 -> 5.6 GiB, in inference" in done.out
     assert "rooms-vit-tiny (that of the store) in fp32" in done.out
     assert "settings: tiny + " in done.err
-    assert max(map(len, done.out.splitlines())) <= 110
+    assert max(map(len, done.out.splitlines())) <= 120  # wider, the slower the machine
 
 
 def test_json_without_a_store(run):

@@ -13,6 +13,7 @@ from torch import nn
 
 from ditr_cache.config import load_config
 from ditr_cache.errors import CheckpointError, ConfigError, TrainingError
+from ditr_cache.models.distiller import NOT_VISIBLE
 from ditr_cache.training.checkpoint import Checkpoints
 from ditr_cache.training.config import LossConfig, TrainConfig
 from ditr_cache.training.distributed import World
@@ -306,15 +307,17 @@ def test_global_normalisation_is_one_big_batch(weights):
 
 
 def test_cosine_objective_counts_visible_points():
-    cosine = torch.tensor([0.5, torch.nan, 1.0, -1.0], requires_grad=True)
+    cosine = torch.tensor([0.5, NOT_VISIBLE, 1.0, -1.0], requires_grad=True)
     batch, objective = _batch(1, n=4), CosineObjective()
     loss = objective(cosine, batch)
     assert loss.item() == pytest.approx((0.5 + 0 + 2) / 3)
     loss.backward()
     assert cosine.grad.tolist() == pytest.approx([-1 / 3, 0, -1 / 3, -1 / 3])
-    nobody = torch.full((4,), torch.nan, requires_grad=True)
+    nobody = torch.full((4,), NOT_VISIBLE, requires_grad=True)
     objective(nobody, batch).backward()
     assert nobody.grad.tolist() == [0, 0, 0, 0]
+    # a network that has diverged is not taken for one that sees nothing
+    assert objective(torch.tensor([0.5, torch.nan]), batch).isnan()
 
 
 def test_cosine_objective_over_a_whole_step():
@@ -322,7 +325,7 @@ def test_cosine_objective_over_a_whole_step():
     for visible in (1, 3):
         index = torch.tensor([0] * visible + [-1] * (4 - visible))
         image = FactoredFeatures(torch.ones(1, 2), index)
-        cosine = torch.where(index >= 0, 0.25 * visible, torch.nan)
+        cosine = torch.where(index >= 0, 0.25 * visible, NOT_VISIBLE)
         parts.append((cosine, PointBatch(*[torch.zeros(4, 3)] * 3, torch.tensor([4]), image)))
     denominator = objective.denominator([batch for _, batch in parts], World(CPU))
     mean = sum(float(objective(cosine, batch, denominator)) for cosine, batch in parts) / 2
