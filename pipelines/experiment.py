@@ -22,6 +22,7 @@ from ditr_cache.datasets.base import Dataset
 from ditr_cache.errors import CheckpointError, ConfigError, DitrCacheError
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
+from ditr_cache.pipelines.experiment_checks import check_images, check_settings
 from ditr_cache.pipelines.experiment_picture import draw_rows
 from ditr_cache.pipelines.experiment_plans import EXPERIMENTS, Arm, Plan
 from ditr_cache.pipelines.experiment_table import Row, csv_table, markdown_table, rows_of
@@ -140,20 +141,11 @@ class Experiment:
             raise ConfigError(f"{name} runs no ViT", where="--weights", hint="It is for `online` alone.")
         self._source, self._weights = source, weights
         self.plan: Plan = EXPERIMENTS[name](self._opened)
-        self._check_settings()
+        check_settings(name, self.plan, self._layers, self._overrides)
         if source is not None:
-            _check_images(source, self._opened[0])
+            check_images(source, self._opened[0])
         self._stop = threading.Event()
         self._running: _Stoppable | None = None
-
-    def _check_settings(self) -> None:
-        """See that all arms have valid ones, before the first is trained for hours."""
-        set_by_all = set.intersection(*({_key(text) for text in arm.settings} for arm in self.plan.arms)) | {"run.seed"}
-        for text in self._overrides:
-            if _key(text) in set_by_all:
-                raise ConfigError(f"{self.name} sets it itself", where=_key(text))
-        for arm in self.plan.arms:
-            load_config(TrainConfig, self._layers, [*self._overrides, *arm.settings])
 
     def distillations(self) -> list[Path]:
         """Folders of what arms start from; one a seed, if any does."""
@@ -318,27 +310,6 @@ class Experiment:
         return ExperimentReport(
             self.name, self.plan.title, str(self.out), rows, failures, self.plan.notes, self._stop.is_set()
         )
-
-
-def _key(override: str) -> str:
-    """Which setting a `KEY=VALUE` sets."""
-    return override.partition("=")[0].strip()
-
-
-def _check_images(source: Dataset, store: FeatureStore) -> None:
-    """Refuse images of other samples than the store's.
-
-    Raises:
-        ConfigError: If there are none of a sample, or not all.
-    """
-    planned = {sample.id: set(sample.views) for block in source.plan() for sample in block.samples}
-    for info in store.samples.values():
-        if not set(info.view_names) <= planned.get(info.id, set()):
-            raise ConfigError(
-                f"has no images of {info.id}" if info.id not in planned else f"lacks images of {info.id}",
-                where="--source",
-                hint=f"Name the data set that {store.root} was made from.",
-            )
 
 
 def _read(path: Path) -> dict[str, Any]:
