@@ -108,8 +108,16 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
             "limits": dict(task.limits),
         }
         if self.config.init.distilled is not None:
-            record["init"] = origin(self.config.init.distilled)
+            record["init"] = self._origin(self.config.init.distilled)
         return record, task.coordinates
+
+    def _origin(self, distilled: Path) -> dict[str, Any]:
+        found = origin(distilled)
+        if found["total"] is not None and found["step"] < found["total"]:
+            self.listener.note(
+                f"{distilled} is not finished: training starts from its step {found['step']:,} of {found['total']:,}"
+            )
+        return found
 
     def _changed(self, task: Task, before: Mapping[str, Any]) -> bool:
         return bool(before["store"]["digest"] != task.store.digest)

@@ -112,6 +112,7 @@ def origin(path: Path) -> dict[str, Any]:
     return {
         "run": str(path),
         "step": found.step,
+        "total": found.state().get("total"),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "stores": [{key: store.get(key) for key in ("name", "digest")} for store in folder.run()["stores"]],
     }

@@ -204,6 +204,7 @@ class Loop:
                 "optimizer": self._step.optimizer.state_dict(),
                 "scaler": self._step.precision.scaler.state_dict(),
                 "log_bytes": 0 if self._log is None else self._log.length(),
+                "total": self.total,
             }
             self._checkpoints.save(self.state.step, unwrap(self._step.model).state_dict(), state, best=best)
         self._world.wait()
@@ -219,6 +220,7 @@ class Loop:
             self._step.optimizer.load_state_dict(plain.pop("optimizer"))
             self._step.precision.scaler.load_state_dict(plain.pop("scaler"))
             plain.pop("log_bytes")
+            plain.pop("total", None)  # for those who start from this run; this one may go on for longer
             self.state = TrainState.from_dict(plain)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]

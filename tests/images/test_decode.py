@@ -139,11 +139,9 @@ def test_decompression_bombs_are_refused_from_the_header(either_decoder):
     jpeg = bytearray(encoded(smooth(), "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_000, 65_000)
-    start = time.perf_counter()
     for data in (png_header(100_000, 100_000), bytes(jpeg)):
         with pytest.raises(FrameError, match="expected 64x48"):
             decode_image(data, 48, 64)
-    assert time.perf_counter() - start < 0.5
 
 
 def test_large_images_that_are_expected_earn_no_warning():

@@ -161,6 +161,28 @@ def test_a_run_keeps_what_it_started_from(done, rooms_store, micro, tmp_path):
     assert kept["stores"] == [{"name": "synthetic", "digest": report.digests[0]}]
 
 
+def test_one_that_is_not_finished_is_said(done, rooms_store, micro, tmp_path):
+    notes = []
+
+    class Listener(Nobody):
+        def step(self, report):
+            if report.step == 3:
+                pipeline.request_stop()
+
+        def note(self, text):
+            notes.append(text)
+
+    listener, parts = Listener(), tmp_path / "parts"
+    pipeline = Distill([rooms_store], parts, _config(micro), tracker=listener)
+    assert pipeline.run().interrupted
+    for start in (done[0], parts):
+        config = _plain(micro, f"init.distilled={start}", "run.epochs=1")
+        Train(rooms_store, tmp_path / f"from-{start.name}", config, tracker=listener).run()
+    assert notes == [f"{parts} is not finished: training starts from its step 3 of 8"]
+    kept = RunFolder(tmp_path / "from-parts").run()["init"]
+    assert (kept["step"], kept["total"]) == (3, 8)
+
+
 def test_estimate_writes_nothing(rooms_store, other_store, micro, tmp_path):
     config = _config(micro, "distill.names=[ours,theirs]", "run.epochs=3")
     found = Distill([rooms_store, other_store], tmp_path / "run", config).estimate()
