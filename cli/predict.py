@@ -43,10 +43,24 @@ Examples:
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="npy", show_default=True, help="Kind of files.")
 @label_options
+@click.option(
+    "--bin-columns",
+    metavar="N",
+    type=click.IntRange(4),
+    help="Numbers a point in .bin files: x y z strength, and more that is not looked at.  [default: 5 for networks of "
+    "nuScenes, 4 for others]",
+)
 @click.option("--overwrite", is_flag=True, help="Write files anew that are there already.")
 @reports(resumes=True)
 def command(
-    output: Output, run: Path, store: Path | str, out: Path, form: Any, overwrite: bool, **choice: Any
+    output: Output,
+    run: Path,
+    store: Path | str,
+    out: Path,
+    form: Any,
+    bin_columns: int | None,
+    overwrite: bool,
+    **choice: Any,
 ) -> ExitCode:
     """Label samples of STORE with the network of RUN, into one file each in OUT.
 
@@ -61,7 +75,9 @@ def command(
 
     options = options_from(**choice)
     with progress_for(output, unit="samples") as progress:
-        report = Predict(run, store, out, form, options, overwrite=overwrite, progress=progress).run()
+        report = Predict(
+            run, store, out, form, options, bin_columns=bin_columns, overwrite=overwrite, progress=progress
+        ).run()
     output.document(report.to_dict())
     output.facts(
         [

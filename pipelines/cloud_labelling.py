@@ -44,13 +44,16 @@ class CloudLabeller:
         run: Folder of the run.
         clouds: Files; their names without suffix are the samples' ids.
         options: How, where; splits mean nothing here.
+        bin_columns: Numbers a point in `.bin` files; None: those of the data set that the network was trained on.
 
     Raises:
         CheckpointError: If there is no run, or nothing saved.
         ConfigError: If the network needs images, or the options name nothing.
     """
 
-    def __init__(self, run: Path, clouds: Iterable[Path], options: LabelOptions) -> None:
+    def __init__(
+        self, run: Path, clouds: Iterable[Path], options: LabelOptions, bin_columns: int | None = None
+    ) -> None:
         self.run, self.options = run, options
         folder = RunFolder(run)
         if not folder.exists:
@@ -70,8 +73,9 @@ class CloudLabeller:
         if options.protocol == "test":
             check_test(self.config, folder)
         began = folder.run()
-        self._dataset = str(began["store"]["identity"]["dataset"]["name"])
-        self.labels = LabelSet(began["label_set"], tuple(began["classes"]), {}, self._dataset)
+        dataset = str(began["store"]["identity"]["dataset"]["name"])
+        self.labels = LabelSet(began["label_set"], tuple(began["classes"]), {}, dataset)
+        self._bin_columns = bin_columns or (5 if dataset == "nuscenes" else 4)
         self._paths = _by_name(clouds, options.samples)
         self.samples = tuple(self._paths)
         self.device = pick_device(options.device)
@@ -93,11 +97,12 @@ class CloudLabeller:
             "checkpoint": self.checkpoint.name,
             "protocol": self.options.protocol,
             "label_set": self.labels.name,
+            "bin_columns": self._bin_columns,
         }
 
     def points(self, sample_id: str) -> PointCloud:
         """A cloud as it is in its file."""
-        return read_cloud(self._paths[sample_id], 5 if self._dataset == "nuscenes" else 4)
+        return read_cloud(self._paths[sample_id], self._bin_columns)
 
     def label(self, samples: Iterable[str]) -> Iterator[Labelled]:
         """Label clouds one after the other.

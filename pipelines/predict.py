@@ -60,6 +60,7 @@ class Predict:
         out: Folder to write to.
         form: What the files are.
         options: Which samples, how, where.
+        bin_columns: Numbers a point in `.bin` files; None: those of the data set that the network was trained on.
         overwrite: Write files anew that are there already.
         progress: Who listens; counts samples.
     """
@@ -72,11 +73,16 @@ class Predict:
         form: LabelFormat = "npy",
         options: LabelOptions | None = None,
         *,
+        bin_columns: int | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> None:
         clouds, options = clouds_at(store), options or LabelOptions()
-        self._labeller = CloudLabeller(run, clouds, options) if clouds else Labeller(run, store, options)
+        if bin_columns is not None and not clouds:
+            raise ConfigError("a store is no .bin file", where="--bin-columns", hint="Leave the option out.")
+        self._labeller: Labeller | CloudLabeller = (
+            CloudLabeller(run, clouds, options, bin_columns) if clouds else Labeller(run, store, options)
+        )
         self._out, self._form, self._overwrite = out, form, overwrite
         self._progress, self._fs = progress or Silent(), Filesystem()
         self._suffix, self._encode = encoder(form, self._labeller.labels)

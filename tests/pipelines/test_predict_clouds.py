@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network that sees points only labels bare files: the same classes as from a store, and no images anywhere."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from ditr_cache.config import load_config
-from ditr_cache.errors import ConfigError
-from ditr_cache.pipelines.cloud_labelling import clouds_at
+from ditr_cache.errors import ConfigError, SampleError
+from ditr_cache.pipelines.cloud_labelling import CloudLabeller, clouds_at
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.labelling import Labeller, LabelOptions
 from ditr_cache.pipelines.predict import Predict
@@ -91,6 +94,39 @@ def test_options_that_mean_nothing(distilled, truth, tmp_path):
         Predict(distilled, path, tmp_path / "out", options=LabelOptions(samples="other*"))
     with pytest.raises(ConfigError, match="no raw ids"):
         Predict(distilled, path, tmp_path / "out", "label", OPTIONS)
+
+
+def test_rows_of_a_lidar_file_may_be_wider(rooms_store, micro, truth, tmp_path):
+    settings = ["model.injection=none", "data.features=[coord]", "run.epochs=1"]
+    Train(rooms_store, tmp_path / "run", load_config(TrainConfig, [micro], settings)).run()
+    coord = truth[1].coord[:1_001]
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "narrow.npy", coord)
+    more = np.random.default_rng(0).random((len(coord), 3), np.float32)
+    (tmp_path / "in" / "wide.bin").write_bytes(np.concatenate([coord, more], 1).astype("<f4").tobytes())
+    report = Predict(tmp_path / "run", tmp_path / "in", tmp_path / "as-kitti", options=OPTIONS).run()
+    assert "not whole rows of 16" in report.failures["wide"]
+    Predict(tmp_path / "run", tmp_path / "in", tmp_path / "out", options=OPTIONS, bin_columns=6).run()
+    labels = [np.load(tmp_path / "out" / f"{name}.npy") for name in ("narrow", "wide")]
+    np.testing.assert_array_equal(*labels)
+    with pytest.raises(ConfigError, match="a store is no"):
+        Predict(tmp_path / "run", rooms_store, tmp_path / "other", options=OPTIONS, bin_columns=6)
+    with pytest.raises(ConfigError, match="holds other predictions"):
+        Predict(tmp_path / "run", tmp_path / "in", tmp_path / "out", options=OPTIONS).run()
+
+
+def test_a_network_of_nuscenes_reads_its_own_lidar_files(distilled, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(distilled, run)
+    about = json.loads((run / "run.json").read_text())
+    about["store"]["identity"]["dataset"]["name"] = "nuscenes"
+    (run / "run.json").write_text(json.dumps(about))
+    rows = np.random.default_rng(0).random((30, 5), np.float32)
+    (tmp_path / "scan.pcd.bin").write_bytes(rows.tobytes())
+    own, other = (CloudLabeller(folder, [tmp_path / "scan.pcd.bin"], OPTIONS) for folder in (run, distilled))
+    np.testing.assert_array_equal(own.points("scan.pcd").strength, rows[:, 3])
+    with pytest.raises(SampleError, match="not whole rows of 16"):
+        other.points("scan.pcd")
 
 
 def test_stores_are_no_clouds(rooms_store, tmp_path):
