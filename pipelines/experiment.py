@@ -6,7 +6,6 @@ Every arm is an ordinary run folder, and what is there is not done again.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +16,15 @@ from typing import Any, Protocol
 
 import torch
 
-from ditr_cache.config import canonical_json, load_config
 from ditr_cache.datasets.base import Dataset
-from ditr_cache.errors import CheckpointError, ConfigError, DitrCacheError
+from ditr_cache.errors import ConfigError, DitrCacheError
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
-from ditr_cache.pipelines.experiment_checks import check_images, check_settings
-from ditr_cache.pipelines.experiment_picture import draw_rows
-from ditr_cache.pipelines.experiment_plans import EXPERIMENTS, Arm, Plan
-from ditr_cache.pipelines.experiment_table import Row, csv_table, markdown_table, rows_of
+from ditr_cache.pipelines.experiment_checks import check_images, check_stores
+from ditr_cache.pipelines.experiment_folder import ExperimentFolder
+from ditr_cache.pipelines.experiment_plans import EXPERIMENTS, Arm, Plan, limited
+from ditr_cache.pipelines.experiment_settings import ExperimentSettings
+from ditr_cache.pipelines.experiment_table import Row
 from ditr_cache.pipelines.labelling import LabelOptions
 from ditr_cache.pipelines.pull import Pull
 from ditr_cache.pipelines.train import Train
@@ -34,10 +33,7 @@ from ditr_cache.store.locate import DEFAULT_CACHE_SIZE
 from ditr_cache.store.reader import FeatureStore, open_store
 from ditr_cache.store.subset import Selection
 from ditr_cache.training.config import TrainConfig
-from ditr_cache.training.dataset import split_samples
-from ditr_cache.training.distill_config import DistillConfig, without_labels
 from ditr_cache.training.distributed import pick_device
-from ditr_cache.training.limited import limit_scenes
 from ditr_cache.training.seeding import rng_for
 from ditr_cache.training.store_check import check_complete
 from ditr_cache.training.tracking import Nobody, Tracker
@@ -46,8 +42,6 @@ __all__ = ["Experiment", "ExperimentReport", "PlannedRun"]
 
 _SEVERAL = ("backbones", "online")
 """Experiments on any number of stores of the same samples."""
-SCORES = "scores.json"
-"""In the folder of a run that was evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +94,9 @@ class Experiment:
         tracker: Makes who listens to a run.
 
     Raises:
-        ConfigError: If there is no such experiment, or the stores do not suit it.
+        ConfigError: If there is no such experiment, stores or settings do not suit it, or `out` holds something else.
+        IdentityMismatchError: If the stores do not belong together.
+        CheckpointError: If what an earlier call wrote into `out` cannot be read.
     """
 
     def __init__(
@@ -121,8 +117,7 @@ class Experiment:
     ) -> None:
         if name not in EXPERIMENTS:
             raise ConfigError(f"no experiment {name!r}", hint=f"There are: {', '.join(EXPERIMENTS)}")
-        self.name, self.out, self._locations = name, out, tuple(stores)
-        self._layers, self._overrides, self._seeds = tuple(layers), tuple(overrides), tuple(seeds)
+        self.name, self.out, self._locations, self._seeds = name, out, tuple(stores), tuple(seeds)
         self._cache: dict[str, Any] = {"cache_dir": cache_dir, "cache_size": cache_size}
         self._allow_incomplete = allow_incomplete
         self._tracker = tracker or (lambda _: nullcontext(Nobody()))
@@ -140,10 +135,15 @@ class Experiment:
         if weights is not None and source is None:
             raise ConfigError(f"{name} runs no ViT", where="--weights", hint="It is for `online` alone.")
         self._source, self._weights = source, weights
-        self.plan: Plan = EXPERIMENTS[name](self._opened)
-        check_settings(name, self.plan, self._layers, self._overrides)
+        plan, self._settings = EXPERIMENTS[name](self._opened), ExperimentSettings(layers, overrides)
+        self._settings.check(name, plan)
+        self._sample_ids = check_stores(plan, self._settings, self._opened)[0].train.sample_ids
+        self.plan: Plan = limited(plan, len(self._sample_ids))
         if source is not None:
             check_images(source, self._opened[0])
+        digests = [store.digest for store in self._opened]
+        self._folder = ExperimentFolder(out, name, digests, self._settings.common)
+        self._folder.check()
         self._stop = threading.Event()
         self._running: _Stoppable | None = None
 
@@ -163,18 +163,18 @@ class Experiment:
         found = []
         for seed in self._seeds:
             for arm in self.plan.arms:
-                folder = self.out / f"{arm.name}-{seed}"
-                found.append(PlannedRun(arm, seed, folder, (folder / SCORES).is_file()))
+                run = f"{arm.name}-{seed}"
+                found.append(PlannedRun(arm, seed, self.out / run, self._folder.is_done(run)))
         return found
 
     def run(self) -> ExperimentReport:
-        """Do what is not done, and write `table.md`, `table.csv`, `plot.png` and `results.json`.
+        """Do what is not done, and after every run write `table.md`, `table.csv`, `plot.png` and `results.json`.
 
         Raises:
             ConfigError: If the folder holds another experiment.
             CheckpointError: If what an earlier call wrote cannot be read.
         """
-        self._claim()
+        self._folder.claim()
         failures: dict[str, str] = {}
         for planned in self.runs():
             if self._stop.is_set():
@@ -186,29 +186,27 @@ class Experiment:
             except (DitrCacheError, torch.OutOfMemoryError) as error:
                 # one arm that cannot be trained must not cost the others
                 failures[planned.folder.name] = " ".join(str(error).split())
-        return self._write(failures)
+            self._write(failures)
+        rows = self._write(failures)
+        return ExperimentReport(
+            self.name, self.plan.title, str(self.out), rows, failures, self.plan.notes, self._stop.is_set()
+        )
 
     def _do(self, planned: PlannedRun) -> None:
         arm, seed = planned.arm, planned.seed
         store = self._store(arm)
-        settings = [*self._overrides, *arm.settings, f"run.seed={seed}"]
-        if arm.distilled:
-            pretrained = self._distil(seed)
-            if pretrained is None:
-                return
-            settings.append(f"init.distilled={pretrained}")
-        if arm.percent < 100:
-            settings += self._fewer(arm.percent, seed)
-        config = load_config(TrainConfig, self._layers, settings)
+        pretrained = self._distil(seed) if arm.distilled else None
+        if arm.distilled and pretrained is None:
+            return
+        config = self._settings.of(arm, seed, pretrained, self._fewer(arm, seed))
         with self._tracker(planned.folder.name) as tracker:
             train = self._train(arm, store, planned.folder, config, tracker)
             if self._interruptible(train).interrupted:
                 return
-        options = LabelOptions(allow_incomplete=self._allow_incomplete, **self._cache)
+        options = LabelOptions(device=config.run.device, **self._options())
         scores = Evaluate(planned.folder, store, options).run().scores
         parts = {"miou": scores.overall, "visible": scores.visible, "invisible": scores.invisible}
-        found = {key: part.miou for key, part in parts.items()}
-        Filesystem().replace(planned.folder / SCORES, json.dumps(found).encode() + b"\n")
+        self._folder.keep(planned.folder.name, {key: part.miou for key, part in parts.items()})
 
     def _train(
         self, arm: Arm, store: str | os.PathLike[str], folder: Path, config: TrainConfig, tracker: Tracker
@@ -228,19 +226,10 @@ class Experiment:
     def _distil(self, seed: int) -> Path | None:
         """The folder of a distillation on all training samples; None if it was interrupted."""
         folder = self.out / f"distilled-{seed}"
-        layers = [without_labels(dict(layer)) for layer in self._layers]
-        config = load_config(DistillConfig, layers, [*self._shared(), f"run.seed={seed}"])
+        config = self._settings.distillation(seed)
         with self._tracker(folder.name) as tracker:
             distill = Distill(self._locations, folder, config, resume=True, tracker=tracker, **self._options())
             return None if self._interruptible(distill).interrupted else folder.absolute()
-
-    def _shared(self) -> list[str]:
-        """Overrides that mean something to distillation, too."""
-        return [
-            text
-            for text in self._overrides
-            if not text.startswith(("loss.", "init.", "store.", "model.injection", "data.annotations"))
-        ]
 
     def _interruptible(self, pipeline: Any) -> Any:
         self._running = pipeline
@@ -261,67 +250,22 @@ class Experiment:
         Pull(self._locations[arm.store], copy, Selection(dtype="int8")).run()
         return copy
 
-    def _fewer(self, percent: int, seed: int) -> list[str]:
+    def _fewer(self, arm: Arm, seed: int) -> list[str]:
         """Some of the training samples, and so many more passes over them. Small sets are part of the larger ones."""
-        config = load_config(TrainConfig, self._layers, self._overrides)
-        ids = split_samples(self._opened[0], config.data.train_splits)
-        if config.data.scenes is not None:
-            ids = limit_scenes(ids, config.data.scenes)
-        keep = max(1, round(len(ids) * percent / 100))
-        chosen = sorted(ids[i] for i in rng_for(seed, "experiment", "samples").permutation(len(ids))[:keep].tolist())
-        path = self.out / f"samples-{percent:03d}-{seed}.txt"
+        if arm.samples is None:
+            return []
+        ids = self._sample_ids
+        order = rng_for(seed, "experiment", "samples").permutation(len(ids))
+        chosen = sorted(ids[i] for i in order[: arm.samples].tolist())
+        path = self.out / f"samples-{arm.percent:03d}-{seed}.txt"
         Filesystem().replace(path, "".join(f"{name}\n" for name in chosen).encode())
-        loop = max(1, round(config.data.loop * len(ids) / keep))
+        loop = max(1, round(self._settings.common.data.loop * len(ids) / arm.samples))
         return [f"data.scenes={path.absolute()}", f"data.loop={loop}"]
 
-    def _claim(self) -> None:
-        """Say what the folder is, or see that it is the same."""
-        about = {
-            "experiment": self.name,
-            "stores": [store.digest for store in self._opened],
-            "settings": load_config(TrainConfig, self._layers, self._overrides).model_dump(mode="json"),
-        }
-        path, fs = self.out / "experiment.json", Filesystem()
-        if path.exists():
-            there = _read(path)
-            differ = [key for key, value in about.items() if canonical_json(there.get(key)) != canonical_json(value)]
-            if differ:
-                raise ConfigError(
-                    f"the folder holds another experiment ({', '.join(differ)} differ)",
-                    where=self.out,
-                    hint="Give the same command again to go on with it, or name another folder.",
-                )
-            return
-        fs.make_folder(self.out)
-        fs.replace(path, json.dumps(about, indent=1).encode() + b"\n")
-
-    def _write(self, failures: Mapping[str, str]) -> ExperimentReport:
+    def _write(self, failures: Mapping[str, str]) -> tuple[Row, ...]:
         single: dict[str, dict[str, dict[str, float]]] = {}
         for planned in self.runs():
             if planned.done:
-                found = _read(planned.folder / SCORES)
+                found = self._folder.scores(planned.folder.name)
                 single.setdefault(planned.arm.name, {})[str(planned.seed)] = found
-        rows, fs = rows_of(self.plan, single), Filesystem()
-        fs.replace(self.out / "results.json", json.dumps(single, indent=1).encode() + b"\n")
-        fs.replace(self.out / "table.md", markdown_table(self.plan, rows, failures).encode())
-        fs.replace(self.out / "table.csv", csv_table(rows).encode())
-        if rows:
-            draw_rows(self.plan.title, rows).save(self.out / "plot.png")
-        return ExperimentReport(
-            self.name, self.plan.title, str(self.out), rows, failures, self.plan.notes, self._stop.is_set()
-        )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What an earlier call wrote.
-
-    Raises:
-        CheckpointError: If it is something else.
-    """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("cannot be read", where=path, hint="Remove it, and give the command again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError("is not what an experiment writes", where=path)
-    return found
+        return self._folder.write(self.plan, single, failures)

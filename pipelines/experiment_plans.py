@@ -7,12 +7,13 @@ Numbers are mIoU in per cent, from arXiv 2503.18944: of full-size networks on fu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ditr_cache.errors import ConfigError
+from ditr_cache.errors import ConfigError, IdentityMismatchError
+from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.reader import FeatureStore
 
-__all__ = ["EXPERIMENTS", "Arm", "Plan"]
+__all__ = ["EXPERIMENTS", "Arm", "Plan", "limited"]
 
 PLAIN = "model.injection=none"
 FRACTIONS = (1, 5, 10, 20, 100)
@@ -40,6 +41,8 @@ class Arm:
     """With the ViT in every step, which only exists here."""
     percent: int = 100
     """Of the training samples whose labels may be used; as many steps all the same."""
+    samples: int | None = None
+    """How many that are; None: all. Set by `limited`."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """What the paper found, by data set."""
 
@@ -94,9 +97,11 @@ def _backbones(stores: Sequence[FeatureStore]) -> Plan:
         )
     _check_points(stores)
     arms = [Arm("none", "none (PTv3)", (PLAIN,), paper=_paper(35.2, 80.4))]
-    for i, store in enumerate(stores):
-        name = str(store.identity["backbone"]["name"])
-        arms.append(Arm(f"store-{i + 1}", name, (), store=i, paper=_BACKBONES.get(name, {})))
+    names = [str(store.identity["backbone"]["name"]) for store in stores]
+    for i, (name, store) in enumerate(zip(names, stores, strict=True)):
+        # one backbone may come with several resolutions, or layers
+        label = name if names.count(name) == 1 else f"{name} ({store.root})"
+        arms.append(Arm(f"store-{i + 1}", label, (), store=i, paper=_BACKBONES.get(name, {})))
     return Plan("Image backbones (paper, Table 6)", tuple(arms))
 
 
@@ -128,6 +133,32 @@ def _data_efficiency(stores: Sequence[FeatureStore]) -> Plan:
                 )
             )
     return Plan("Data efficiency (paper, Table 7)", tuple(arms))
+
+
+def limited(plan: Plan, total: int) -> Plan:
+    """Say of arms on a part of the samples how many these are.
+
+    Of several parts that are as many samples, the one that is nearest to what its name says stays.
+
+    Args:
+        plan: Any.
+        total: Samples for training.
+    """
+    counts = {arm.percent: max(1, round(total * arm.percent / 100)) for arm in plan.arms}
+    nearest = {
+        count: min((p for p in counts if counts[p] == count), key=lambda p: abs(p * total - 100 * count))
+        for count in counts.values()
+    }
+    arms = tuple(
+        arm
+        if arm.percent == 100
+        else replace(arm, label=f"{arm.label} ({counts[arm.percent]} of {total})", samples=counts[arm.percent])
+        for arm in plan.arms
+        if nearest[counts[arm.percent]] == arm.percent
+    )
+    gone = ", ".join(f"{percent} %" for percent, count in counts.items() if nearest[count] != percent)
+    notes = (f"left out, for another part is as many of the {total} samples: {gone}",) if gone else ()
+    return replace(plan, arms=arms, notes=(*plan.notes, *notes))
 
 
 def _visibility(stores: Sequence[FeatureStore]) -> Plan:
@@ -164,6 +195,13 @@ def _dtype(stores: Sequence[FeatureStore]) -> Plan:
 
 def _online(stores: Sequence[FeatureStore]) -> Plan:
     _check_points(stores)
+    for store in stores[1:]:
+        # a resolution or a ViT of its own would be compared with the others' variants
+        lines = identity_difference(_but_variants(store), _but_variants(stores[0]))
+        if lines:
+            raise IdentityMismatchError(
+                f"not the same features as in {stores[0].root}:\n  " + "\n  ".join(lines), where=store.root
+            )
     arms = [Arm("cached-1", "cached, plain images", ("data.views.variants=0",))]
     for i, store in enumerate(stores):
         kept = store.identity["variants"]
@@ -172,12 +210,20 @@ def _online(stores: Sequence[FeatureStore]) -> Plan:
             what = " and ".join([*["mirrored"] * kept["flip"], *["jittered"] * bool(kept["jitter"])])
             label = f"cached, {count} variants ({what})"
             arms.append(Arm(f"cached-{count}", label, ("data.views.variants=random",), store=i))
+        elif i:
+            raise ConfigError(
+                "the store has no image variants", where=store.root, hint="Name it first, or leave it out."
+            )
     notes = () if len(arms) > 1 else ("no store has image variants: extract one with -s variants.flip=true",)
     settings = ("data.views.variants=0", "run.workers=0")
     arms.append(Arm("online", "ViT in every step, mirrored and jittered anew", settings, online=True))
     if len({arm.name for arm in arms}) < len(arms):
         raise ConfigError("two stores have as many image variants: name one of them")
     return Plan("Cached variants and a ViT in every step", tuple(arms), notes)
+
+
+def _but_variants(store: FeatureStore) -> dict[str, object]:
+    return {key: value for key, value in store.identity.items() if key not in ("variants", "features")}
 
 
 EXPERIMENTS: Mapping[str, Callable[[Sequence[FeatureStore]], Plan]] = {

@@ -26,14 +26,15 @@ from ditr_cache.images import augment, decode, resize, target_size
 from ditr_cache.pipelines.learn import LearnOptions
 from ditr_cache.pipelines.train import Train
 from ditr_cache.store.identity import identity_difference
+from ditr_cache.store.reader import FeatureStore
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.dataset import FeatureStoreDataset
 from ditr_cache.training.sampler import Draw
 from ditr_cache.training.seeding import rng_for
 from ditr_cache.training.task import Task
-from ditr_cache.types import FactoredFeatures, Float32, PointFeatures, View
+from ditr_cache.types import FactoredFeatures, Float32, PointFeatures, Scene, View
 
-__all__ = ["OnlineDataset", "OnlineTrain", "backbone_of"]
+__all__ = ["OnlineDataset", "OnlineTrain", "backbone_of", "check_scene"]
 
 JITTERS = 16_000
 """Draws of colour jitter to choose from."""
@@ -75,7 +76,9 @@ class OnlineDataset(FeatureStoreDataset):
     def _see(self, sample_id: str, view_name: str, variant: int) -> Float32:
         """Patch map `[R, D]` of one variant of an image."""
         if sample_id not in self._views:
-            self._views[sample_id] = {view.name: view for view in self._source.load(sample_id).views}
+            scene = self._source.load(sample_id)
+            check_scene(self.store, scene)
+            self._views[sample_id] = {view.name: view for view in scene.views}
         view = self._views[sample_id][view_name]
         height, width = view.camera.height, view.camera.width
         size = target_size(height, width, self._backbone.patch_size, self._policy)
@@ -124,6 +127,31 @@ class OnlineTrain(Train):
         stored = task.store.identity["images"]
         policy = ImagesConfig(**{key: stored[key] for key in ("size", "budget", "filter") if key in stored})
         return replace(task, train=OnlineDataset(task.train, self._source, self._backbone, policy))
+
+
+def check_scene(store: FeatureStore, scene: Scene) -> None:
+    """Refuse images from elsewhere than those that the store was made from: names alone may be the same.
+
+    Raises:
+        ConfigError: If a view is missing, or its camera is another one.
+    """
+    receipt, position = store.samples.locate(scene.id)
+    block, cameras = store.block(receipt), {view.name: view.camera for view in scene.views}
+    stored = {name: block.array(name).read_all() for name in ("world_to_camera", "intrinsics", "image_size")}
+    for index, name in enumerate(store.samples[scene.id].view_names):
+        camera, at = cameras.get(name), block.view(position, index, 0)
+        if (
+            camera is None
+            or (camera.height, camera.width) != tuple(stored["image_size"][at].tolist())
+            or not np.allclose(camera.world_to_camera, stored["world_to_camera"][at])
+            or not np.allclose(camera.intrinsics, stored["intrinsics"][at])
+        ):
+            what = "no such view" if camera is None else "its camera is another one"
+            raise ConfigError(
+                f"{scene.id}, {name}: {what}",
+                where="--source",
+                hint=f"Name the data set that {store.root} was made from.",
+            )
 
 
 def backbone_of(identity: Mapping[str, Any], weights: Path | None, device: str) -> Backbone:

@@ -11,7 +11,7 @@ from ditr_cache.config.extract import (
     VariantsConfig,
     VisibilityConfig,
 )
-from ditr_cache.config.load import canonical_json, config_names, fingerprint, load_config, read_named_yaml
+from ditr_cache.config.load import canonical_json, config_names, fingerprint, load_config, merge, read_named_yaml
 from ditr_cache.config.model import ModelConfig
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "config_names",
     "fingerprint",
     "load_config",
+    "merge",
     "read_named_yaml",
 ]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ditr_cache.errors import ConfigError
 
-__all__ = ["canonical_json", "config_names", "fingerprint", "load_config", "read_named_yaml"]
+__all__ = ["canonical_json", "config_names", "fingerprint", "load_config", "merge", "read_named_yaml"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -70,17 +70,27 @@ def read_named_yaml(kind: str, name_or_path: str) -> dict[str, Any]:
     return value
 
 
-def load_config(model: type[M], layers: Iterable[Mapping[str, Any]], overrides: Iterable[str] = ()) -> M:
-    """Merge `layers` (later wins, key by key), then `a.b=c` overrides, and validate.
+def merge(layers: Iterable[Mapping[str, Any]], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """`layers` (later wins, key by key), then `a.b=c` overrides, as one mapping.
 
     Raises:
-        ConfigError: With every problem at once.
+        ConfigError: If an override is none.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
         _merge(merged, layer)
     for override in overrides:
         _merge(merged, _parse_override(override))
+    return merged
+
+
+def load_config(model: type[M], layers: Iterable[Mapping[str, Any]], overrides: Iterable[str] = ()) -> M:
+    """`merge`, and validate.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    merged = merge(layers, overrides)
     try:
         return model.model_validate(merged)
     except ValidationError as error:

@@ -16,6 +16,7 @@ from ditr_cache.pipelines import experiment_plans
 from ditr_cache.pipelines.experiment import Experiment
 from ditr_cache.pipelines.experiment_picture import draw_rows
 from ditr_cache.pipelines.experiment_plans import EXPERIMENTS
+from ditr_cache.pipelines.experiment_settings import ExperimentSettings
 from ditr_cache.pipelines.experiment_table import csv_table, markdown_table, rows_of
 from ditr_cache.pipelines.extract import Extract
 from ditr_cache.store.reader import open_store
@@ -85,8 +86,21 @@ def test_what_is_done_is_not_done_again(injection, rooms_store, micro):
 def test_another_experiment_in_the_folder(injection, rooms_store, micro):
     with pytest.raises(ConfigError, match="another experiment"):
         make("visibility", rooms_store, injection[0], micro).run()
-    with pytest.raises(ConfigError, match="settings differ"):
-        Experiment("injection", [rooms_store], injection[0], [micro], [*ONE, "optim.lr=0.5"], seeds=[0]).run()
+    other = [*ONE, "optim.lr=0.5"]
+    with pytest.raises(ConfigError, match=r"optim.lr: the run has .*, asked for 0.5"):
+        Experiment("injection", [rooms_store], injection[0], [micro], other, seeds=[0])
+    # what does not decide what comes out may change
+    Experiment("injection", [rooms_store], injection[0], [micro], [*ONE, "run.workers=1"], seeds=[0])
+
+
+def test_a_folder_that_holds_something_else(rooms_store, micro, tmp_path):
+    before = sorted(p.name for p in rooms_store.iterdir())
+    with pytest.raises(ConfigError, match="not empty and holds no experiment"):
+        make("visibility", rooms_store, rooms_store, micro)
+    assert sorted(p.name for p in rooms_store.iterdir()) == before
+    (tmp_path / "experiment.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is not what an experiment writes"):
+        make("visibility", rooms_store, tmp_path, micro)
 
 
 def test_interrupted_and_gone_on(rooms_store, micro, tmp_path):
@@ -101,7 +115,10 @@ def test_interrupted_and_gone_on(rooms_store, micro, tmp_path):
 
 
 def test_an_arm_that_fails_costs_nothing_else(rooms_store, micro, tmp_path):
-    (tmp_path / "out" / "ditr-0").mkdir(parents=True)
+    begun = make("visibility", rooms_store, tmp_path / "out", micro)
+    begun.request_stop()
+    begun.run()
+    (tmp_path / "out" / "ditr-0").mkdir()
     (tmp_path / "out" / "ditr-0" / "mine.txt").touch()
     report = make("visibility", rooms_store, tmp_path / "out", micro).run()
     assert [row.name for row in report.rows] == ["ptv3"]
@@ -117,22 +134,31 @@ def test_damaged_results_are_named(rooms_store, micro, tmp_path):
             make("visibility", rooms_store, tmp_path / "out", micro).run()
 
 
-def test_data_efficiency(rooms_store, micro, tmp_path):
+def test_data_efficiency(rooms_store, micro, tmp_path, monkeypatch):
     """Nested subsets, as many steps, and one distillation for all."""
+    monkeypatch.setattr(experiment_plans, "FRACTIONS", (1, 5, 20, 67, 100))
+    monkeypatch.setattr(experiment_plans, "_SCRATCH", {n: n for n in experiment_plans.FRACTIONS})
+    monkeypatch.setattr(experiment_plans, "_DISTILLED", {n: n for n in experiment_plans.FRACTIONS})
     report = make("data-efficiency", rooms_store, tmp_path / "out", micro).run()
     assert report.failures == {}
-    assert len(report.rows) == 10
+    assert [row.label for row in report.rows if row.name.startswith("scratch")] == [
+        "scratch, 20 % of the labelled samples (1 of 3)",
+        "scratch, 67 % of the labelled samples (2 of 3)",
+        "scratch, 100 % of the labelled samples",
+    ]
+    assert len(report.rows) == 6
+    assert report.notes == ("left out, for another part is as many of the 3 samples: 1 %, 5 %",)
     out = tmp_path / "out"
     assert json.loads((out / "distilled-0" / "run.json").read_text())["kind"] == "distill"
     runs = {row.name: RunFolder(out / f"{row.name}-0") for row in report.rows}
-    steps = {name: run.checkpoints.find("last").step for name, run in runs.items()}
+    steps = {name: run.checkpoints.find("last").step for name, run in runs.items() if "067" not in name}
     assert len(set(steps.values())) == 1
-    assert runs["d-ditr-001"].config()["init"]["distilled"] == str((out / "distilled-0").absolute())
-    assert runs["scratch-001"].config()["init"]["distilled"] is None
-    few = set((out / "samples-001-0.txt").read_text().split())
+    assert runs["d-ditr-020"].config()["init"]["distilled"] == str((out / "distilled-0").absolute())
+    assert runs["scratch-020"].config()["init"]["distilled"] is None
+    few = set((out / "samples-020-0.txt").read_text().split())
     assert few <= {info.id for info in open_store(rooms_store).samples.values() if info.split == "train"}
     assert len(few) == 1
-    assert few <= set((out / "samples-020-0.txt").read_text().split())
+    assert few < set((out / "samples-067-0.txt").read_text().split())
 
 
 def test_data_efficiency_of_some_scenes(rooms_store, micro, tmp_path, monkeypatch):
@@ -155,10 +181,34 @@ def test_settings_are_checked_before_anything_is_trained(rooms_store, micro, tmp
         ("views", "nonsense.x=1", "nonsense"),
         ("visibility", "run.seed=3", "run.seed: visibility sets it itself"),
         ("data-efficiency", "model.injection=decoder", "model.injection: data-efficiency sets it itself"),
+        ("data-efficiency", "init={distilled: somewhere}", "init.distilled: data-efficiency sets it itself"),
+        ("data-efficiency", "run.weights=some.pth", "init.distilled and run.weights are both given"),
+        ("visibility", "data.val_splits=[test]", "no samples in split 'test'"),
+        ("visibility", "data.features=[strength]", "the store has no strength"),
     ):
         with pytest.raises(ConfigError, match=words):
             Experiment(name, [rooms_store], tmp_path / "out", [micro], [text])
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_labels_are_not_those_of_the_distillation(micro):
+    settings = ExperimentSettings([micro, {"loss": {"lovasz": 0}}], ["loss={lovasz: 0.5}", "optim.lr=0.25"])
+    assert settings.common.loss.lovasz == 0.5
+    assert settings.distillation(3).optim.lr == 0.25
+    assert settings.distillation(3).run.seed == 3
+
+
+def test_a_table_comes_with_every_run(rooms_store, micro, tmp_path):
+    experiment = make("visibility", rooms_store, tmp_path / "out", micro)
+    seen, do = [], experiment._do
+
+    def watch(planned):
+        do(planned)
+        seen.append((tmp_path / "out" / "table.md").exists())
+
+    experiment._do = watch
+    experiment.run()
+    assert seen == [False, True]
 
 
 def test_views_and_dtype(rooms_store, micro, tmp_path):
@@ -179,6 +229,10 @@ def test_backbones(rooms_store, micro, tmp_path):
     report = make("backbones", [rooms_store, tmp_path / "random"], tmp_path / "out", micro).run()
     assert report.failures == {}
     assert [row.name for row in report.rows] == ["none", "store-1", "store-2"]
+    # one ViT with and without its weights: the name does not tell them apart
+    assert [row.label for row in report.rows[1:]] == [
+        f"rooms-vit-tiny ({store})" for store in (rooms_store, tmp_path / "random")
+    ]
     other = load_config(ExtractConfig, [read_named_yaml("extract", "synthetic")], settings[:2])
     Extract(open_dataset("synthetic:rooms=4,views=3,val=1,seed=8", "synthetic"), tmp_path / "other", other).run()
     with pytest.raises(ConfigError, match="not the samples and points"):

@@ -92,6 +92,17 @@ def test_experiment(rooms_store, flipped_store, micro, tmp_path):
         images = open_dataset(other, "synthetic")
         with pytest.raises(ConfigError, match=r"no images of|lacks images of"):
             Experiment("online", stores, tmp_path / "other", [micro], settings, source=images)
+    elsewhere = open_dataset("synthetic:rooms=4,views=4,val=1", "synthetic")
+    with pytest.raises(ConfigError, match="its camera is another one"):
+        Experiment("online", stores, tmp_path / "other", [micro], settings, source=elsewhere)
+    with pytest.raises(ConfigError, match="no image variants"):
+        Experiment("online", stores[::-1], tmp_path / "other", [micro], settings, source=source)
+    smaller = load_config(
+        ExtractConfig, [read_named_yaml("extract", "synthetic")], ["images.size=[28,42]", "variants.flip=true"]
+    )
+    Extract(source, tmp_path / "smaller", smaller).run()
+    with pytest.raises(IdentityMismatchError, match=r"images.size: the store has \[28, 42\]"):
+        Experiment("online", [rooms_store, tmp_path / "smaller"], tmp_path / "other", [micro], settings, source=source)
     with pytest.raises(ConfigError, match="runs no ViT"):
         Experiment("dtype", [rooms_store], tmp_path / "other", [micro], settings, weights=tmp_path)
     with pytest.raises(ConfigError, match="needs no images"):
