@@ -17,6 +17,7 @@ from ditr_cache.datasets.clouds import SUFFIXES, is_cloud, read_cloud
 from ditr_cache.errors import CheckpointError, ConfigError, SampleError
 from ditr_cache.pipelines.label_files import LabelSet
 from ditr_cache.pipelines.labelling import Labelled, LabelOptions, build_labelling, check_test, find_checkpoint
+from ditr_cache.store.locate import is_store
 from ditr_cache.training.config import TrainConfig
 from ditr_cache.training.distributed import pick_device
 from ditr_cache.training.inference import Clock, Cost
@@ -32,7 +33,7 @@ def clouds_at(location: str | os.PathLike[str]) -> list[Path]:
     path = Path(location)
     if path.is_file() or (is_cloud(path) and not path.exists() and "://" not in str(location)):
         return [path]
-    if not path.is_dir() or (path / "LATEST").exists() or (path / "zarr.json").exists():
+    if not path.is_dir() or is_store(path):
         return []
     return sorted(p for p in path.iterdir() if is_cloud(p))
 
@@ -74,7 +75,7 @@ class CloudLabeller:
             check_test(self.config, folder)
         began = folder.run()
         dataset = str(began["store"]["identity"]["dataset"]["name"])
-        self.labels = LabelSet(began["label_set"], tuple(began["classes"]), {}, dataset)
+        self.labels = LabelSet(began["label_set"], tuple(began["classes"]), began.get("label_map", {}), dataset)
         self._bin_columns = bin_columns or (5 if dataset == "nuscenes" else 4)
         self._paths = _by_name(clouds, options.samples)
         self.samples = tuple(self._paths)
@@ -98,7 +99,13 @@ class CloudLabeller:
             "protocol": self.options.protocol,
             "label_set": self.labels.name,
             "bin_columns": self._bin_columns,
+            "clouds": str(next(iter(self._paths.values())).parent.resolve()),
         }
+
+    def changed(self, sample_id: str) -> int:
+        """When a cloud's file was last written, moved or replaced, in nanoseconds."""
+        found = self._paths[sample_id].stat()
+        return max(found.st_mtime_ns, found.st_ctime_ns)
 
     def points(self, sample_id: str) -> PointCloud:
         """A cloud as it is in its file."""

@@ -55,7 +55,7 @@ def encoder(form: LabelFormat, labels: LabelSet) -> tuple[str, Callable[[Int32, 
     """The suffix of a format's files, and what turns a cloud's classes `[N]` and points into one.
 
     Raises:
-        ConfigError: If the format needs raw ids, and the store has none, or they do not fit the format.
+        ConfigError: If the format needs raw ids, and there are none, or they do not fit the format.
     """
     if form == "npy":
         return _SUFFIXES[form], lambda label_N, _: _npy(label_N)
@@ -75,11 +75,11 @@ def raw_ids(labels: LabelSet) -> NDArray[np.int64]:
     """`[K]` one raw id for each class: the one that is called like it, else the lowest.
 
     Raises:
-        ConfigError: If the store has no raw ids, or a class has none.
+        ConfigError: If there are no raw ids, or a class has none.
     """
     if not labels.raw:
         raise ConfigError(
-            f"this store has no raw ids for {labels.name}: the files of the data set hold classes",
+            f"there are no raw ids for {labels.name}: the files of the data set hold classes",
             hint="Take the format npy or ply.",
         )
     namesakes = _NAMESAKES.get(labels.dataset, frozenset())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ditr_cache.pipelines.labelling import Labeller, LabelOptions
 from ditr_cache.pipelines.progress import Progress, Silent
 from ditr_cache.store.filesystem import Filesystem
 from ditr_cache.store.layout import block_file_name
+from ditr_cache.store.locate import is_store
 from ditr_cache.training.inference import Cost
 
 __all__ = ["Predict", "PredictReport"]
@@ -80,6 +81,7 @@ class Predict:
         clouds, options = clouds_at(store), options or LabelOptions()
         if bin_columns is not None and not clouds:
             raise ConfigError("a store is no .bin file", where="--bin-columns", hint="Leave the option out.")
+        _check_out(out, clouds)
         self._labeller: Labeller | CloudLabeller = (
             CloudLabeller(run, clouds, options, bin_columns) if clouds else Labeller(run, store, options)
         )
@@ -98,7 +100,7 @@ class Predict:
         """
         labeller = self._labeller
         self._claim()
-        todo = [name for name in labeller.samples if self._overwrite or not self._path(name).exists()]
+        todo = [name for name in labeller.samples if self._overwrite or not self._is_done(name)]
         points, failures = 0, dict[str, str]()
         self._progress.begin(len(todo))
         try:
@@ -128,6 +130,11 @@ class Predict:
             device=str(labeller.device),
         )
 
+    def _is_done(self, sample_id: str) -> bool:
+        """Whether there are labels of a sample, and the sample is still the same."""
+        path = self._path(sample_id)
+        return path.exists() and path.stat().st_mtime_ns >= self._labeller.changed(sample_id)
+
     def _path(self, sample_id: str) -> Path:
         return self._out / f"{block_file_name(sample_id)}{self._suffix}"
 
@@ -152,6 +159,14 @@ class Predict:
         if differences or not path.exists():
             self._fs.make_folder(self._out)
             self._fs.replace(path, json.dumps(about, indent=1).encode() + b"\n")
+
+
+def _check_out(out: Path, clouds: Sequence[Path]) -> None:
+    """Labels have the names of their clouds: they would take their places."""
+    if is_store(out):
+        raise ConfigError("this is a store", where=out, hint="Name another folder for the labels.")
+    if any(cloud.parent.resolve() == out.resolve() for cloud in clouds):
+        raise ConfigError("the clouds are in this folder", where=out, hint="Name another one for the labels.")
 
 
 def _differences(path: Path, about: Mapping[str, Any]) -> list[str]:

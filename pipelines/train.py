@@ -104,6 +104,7 @@ class Train(Learn[TrainConfig, Task, TrainReport]):
             },
             "label_set": task.train.label_set,
             "classes": list(task.class_names),
+            "label_map": store.manifest.dataset.label_maps.get(str(task.train.label_set), {}),
             "image_channels": task.image_channels,
             "limits": dict(task.limits),
         }

@@ -12,7 +12,7 @@ from ditr_cache.store.local import LocalStorage
 from ditr_cache.store.local_commit import LocalCommitStorage
 from ditr_cache.store.storage import Storage
 
-__all__ = ["DEFAULT_CACHE_SIZE", "local_path", "open_storage", "open_writable_storage"]
+__all__ = ["DEFAULT_CACHE_SIZE", "is_store", "local_path", "open_storage", "open_writable_storage"]
 
 DEFAULT_CACHE_SIZE = 50 << 30
 
@@ -24,6 +24,11 @@ def local_path(location: str | os.PathLike[str]) -> Path | None:
     if not found:
         return Path(text)
     return Path(rest) if scheme == "file" else None
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a local folder is a store, be it unfinished."""
+    return any((folder / name).exists() for name in ("zarr.json", "LATEST"))
 
 
 def open_storage(

@@ -2,6 +2,7 @@
 """A network that sees points only labels bare files: the same classes as from a store, and no images anywhere."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -78,6 +79,45 @@ def test_networks_that_are_shown_images_refuse(rooms_store, micro, truth, tmp_pa
     Train(rooms_store, tmp_path / "run", load_config(TrainConfig, [micro], ["run.epochs=1"])).run()
     with pytest.raises(ConfigError, match="shown image features"):
         Predict(tmp_path / "run", save(tmp_path / "in", truth[1]), tmp_path / "out", options=OPTIONS)
+
+
+def test_labels_do_not_take_the_place_of_clouds(distilled, truth, rooms_store, tmp_path):
+    path = save(tmp_path / "in", truth[1])
+    before = path.read_bytes()
+    for where in (path, path.parent):
+        with pytest.raises(ConfigError, match="the clouds are in this folder"):
+            Predict(distilled, where, tmp_path / "in" / ".." / "in", options=OPTIONS, overwrite=True)
+    with pytest.raises(ConfigError, match="this is a store"):
+        Predict(distilled, path, rooms_store, options=OPTIONS)
+    assert path.read_bytes() == before
+
+
+def test_what_is_done_is_of_these_clouds(distilled, truth, tmp_path):
+    points = truth[1]
+    path, out = save(tmp_path / "in", points), tmp_path / "out"
+    Predict(distilled, path, out, options=OPTIONS).run()
+    assert Predict(distilled, path, out, options=OPTIONS).run().skipped == 1
+    other = save(tmp_path / "other", points)
+    with pytest.raises(ConfigError, match=r"other predictions:\n +clouds: "):
+        Predict(distilled, other, out, options=OPTIONS).run()
+    few = np.load(path)[:500]
+    np.save(tmp_path / "few.npy", few)
+    os.utime(tmp_path / "few.npy", (0, 0))  # an old file that takes the place of the cloud
+    (tmp_path / "few.npy").replace(path)
+    assert Predict(distilled, path, out, options=OPTIONS).run().written == 1
+    assert len(np.load(out / "scan.npy")) == 500
+
+
+def test_raw_ids_are_those_of_the_training(distilled, truth, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(distilled, run)
+    about = json.loads((run / "run.json").read_text())
+    assert about["label_map"] == {}  # rooms have none
+    about["label_map"] = {str(10 * k): k for k in range(len(about["classes"]))}
+    (run / "run.json").write_text(json.dumps(about))
+    Predict(run, save(tmp_path / "in", truth[1]), tmp_path / "out", "label", OPTIONS).run()
+    label_N = np.fromfile(tmp_path / "out" / "scan.label", "<u4")
+    np.testing.assert_array_equal(label_N, 10 * truth[0].label)
 
 
 def test_a_missing_file(distilled, tmp_path):
