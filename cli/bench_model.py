@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_NAMES = {"ptv3": "PTv3", "cached": "DITR, cached", "online": "DITR, online"}
+_NETWORKS = {"ptv3": "PTv3", "minkunet": "MinkUNet"}
 
 
 @click.command(
@@ -49,7 +49,13 @@ Examples:
 @click.option(
     "--points", type=click.IntRange(5), default=20_000, show_default=True, help="Of the generated cloud, without STORE."
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measured calls of each network.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Measured calls of each network; at least one a cloud.",
+)
 @click.option("--no-memory", is_flag=True, help="Do not measure memory, which takes a process for each network.")
 @cache_options
 @reports()
@@ -101,7 +107,8 @@ def command(
         ).run()
     output.document(report.to_dict())
     _show(output, report)
-    lost = [_NAMES[name] for name, network in report.networks.items() if network.memory is None]
+    names = _names(report)
+    lost = [names[name] for name, network in report.networks.items() if network.memory is None]
     if lost and not no_memory:
         output.warning(f"no memory of {' and '.join(lost)}: the system killed the process, as where memory runs out")
 
@@ -127,9 +134,10 @@ def _configure(
 
 
 def _show(output: Output, report: ModelBenchReport) -> None:
+    names = _names(report)
     rows = [
         [
-            _NAMES[name],
+            names[name],
             _ratio(network.training_ratio),
             _ratio(network.inference_ratio),
             _over(network.memory, report.networks["ptv3"].memory, "training"),
@@ -144,7 +152,7 @@ def _show(output: Output, report: ModelBenchReport) -> None:
     output.table(
         ["", "training step", "inference", "memory, tr.", "memory, inf."],
         rows,
-        title="Times PTv3 alone: median of rounds (quartiles)",
+        title=f"Times {names['ptv3']} alone: median of rounds (quartiles)",
         right=(1, 2, 3, 4),
     )
     training, inference = (report.online_over_cached[what] for what in ("training", "inference"))
@@ -153,7 +161,7 @@ def _show(output: Output, report: ModelBenchReport) -> None:
         ["", "training s", "inference s", "of it ViT", "memory, tr.", "memory, inf."],
         [
             [
-                _NAMES[name],
+                names[name],
                 f"{network.training_s.median:.3f}",
                 f"{network.inference_s.median:.3f}",
                 "-" if network.vit_s is None else f"{network.vit_s:.3f}",
@@ -178,6 +186,10 @@ def _show(output: Output, report: ModelBenchReport) -> None:
         ],
         title="The paper: PTv3 -> DITR, which is online",
     )
+
+
+def _names(report: ModelBenchReport) -> dict[str, str]:
+    return {"ptv3": _NETWORKS[report.network], "cached": "DITR, cached", "online": "DITR, online"}
 
 
 def _facts(report: ModelBenchReport) -> Iterator[tuple[str, object]]:

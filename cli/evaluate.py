@@ -114,6 +114,8 @@ def _evaluate_distilled(
         title="Regressed features against cached ones",
         right=(1, 2, 3),
     )
+    if report.differences:
+        output.warning("these are not the features that were regressed:\n  " + "\n  ".join(report.differences))
 
 
 def _show(output: Output, report: EvaluateReport) -> None:

@@ -111,11 +111,9 @@ def command(
     if picture is not None and not picture.parent.is_dir():
         raise click.BadParameter(f"there is no folder {picture.parent}", param_hint="--picture")
     with progress_for(output, unit="steps") as progress:
-        report, *others = [Probe(one, options, progress=progress).run() for one in (store, *against)]
-    if picture is not None:
-        from ditr_cache.pipelines.probe_picture import probe_picture
-
-        probe_picture(report).save(picture, format="PNG")
+        # all are opened before the first is probed for minutes
+        probes = [Probe(one, options, progress=progress) for one in (store, *against)]
+        report, *others = [probe.run() for probe in probes]
     document = report.to_dict() | ({"against": [other.to_dict() for other in others]} if others else {})
     output.document(document)
     _show(output, report)
@@ -123,6 +121,10 @@ def command(
         _compare(output, [*others, report])
     for one in (report, *others):
         _warn(output, one)
+    if picture is not None:
+        from ditr_cache.pipelines.probe_picture import probe_picture
+
+        probe_picture(report).save(picture, format="PNG")
 
 
 def _show(output: Output, report: ProbeReport) -> None:

@@ -118,8 +118,11 @@ def _configure(
     resume: bool,
     init: Path | None,
 ) -> TrainConfig:
-    """Settings of the run that goes on, or of the store's data set; what is given comes on top."""
-    from ditr_cache.config import load_config, read_named_yaml
+    """Settings of the run that goes on, or of the store's data set; what is given comes on top.
+
+    The network of a distillation replaces that of installed settings; a file says what is to be otherwise.
+    """
+    from ditr_cache.config import config_names, load_config, read_named_yaml
     from ditr_cache.training.config import TrainConfig
     from ditr_cache.training.run_folder import RunFolder
 
@@ -129,10 +132,16 @@ def _configure(
         layers, words = [folder.config()], ["those of the run", *configs]
     else:
         layers, words = preset_layers(store, configs)
-    layers += [read_named_yaml("train", name) for name in configs]
-    if init is not None:
+    given = {name: read_named_yaml("train", name) for name in configs}
+    if init is None:
+        layers += given.values()
+    else:
+        installed = config_names("train")
+        layers += [layer for name, layer in given.items() if name in installed]
         layers.append(_from_distilled(init))
-        words.append(f"those of {init}")
+        layers += [layer for name, layer in given.items() if name not in installed]
+        layers.append({"init": {"distilled": str(init.absolute())}})
+        words.append(f"the network of {init}")
     output.status(f"settings: {' + '.join([*words, *overrides])}")
     return load_config(TrainConfig, layers, overrides)
 
@@ -148,7 +157,6 @@ def _from_distilled(run: Path) -> dict[str, Any]:
     return {
         "model": model,
         "data": {"features": settings["data"]["features"]},
-        "init": {"distilled": str(run.absolute())},
     }
 
 

@@ -76,6 +76,8 @@ class ArmReport:
 class ModelBenchReport:
     """What was measured."""
 
+    network: str
+    """`ptv3` or `minkunet`: what is called `ptv3` in `networks`."""
     store: str | None
     """None: a generated hall."""
     samples: tuple[str, ...]
@@ -101,7 +103,7 @@ class ModelBenchReport:
     read_s: float | None
     """Median of reading a cloud from the store, which no network's time includes."""
     networks: Mapping[str, ArmReport]
-    """`ptv3`, `cached`, `online`."""
+    """`ptv3` (points only), `cached`, `online`."""
     online_over_cached: Mapping[str, Quartiles]
     """`training` and `inference`, of times in the same round."""
     paper: Mapping[str, Any]
@@ -120,7 +122,7 @@ class ModelBench:
         store: Folder or URL of a store, for real clouds; None: a generated hall.
         samples: Clouds of the store, evenly spread over it.
         points: Of the generated hall.
-        rounds: Measured calls of each network, after one that is not.
+        rounds: Measured calls of each network, after one for each cloud that is not; at least one a cloud.
         memory: Also measure memory, in a fresh process for each network.
         cache_dir: Where to keep what was read from a server; None: nowhere.
         cache_size: Bytes that the cache may take.
@@ -179,21 +181,23 @@ class ModelBench:
             )
         classes = max(scene.classes for scene in scenes)
         settings = {name: ArmSettings(name, self._config, classes, dim, str(self._device)) for name in ARMS}
-        calls = 2 * len(ARMS) * (self._rounds + 1)
+        rounds = max(self._rounds, len(scenes))
+        calls = 2 * len(ARMS) * (len(scenes) + rounds)
         self._progress.begin(calls + (len(ARMS) if self._memory else 0))
         try:
             # first: later this process is larger, which a machine that is short of memory would feel
             largest = max(scenes, key=lambda scene: len(scene.batch.coord))
             peaks = {name: self._measure(settings[name], largest) for name in ARMS} if self._memory else {}
             arms = {name: Arm(settings[name], vit if name == "online" else None) for name in ARMS}
-            training = self._time({name: arm.train for name, arm in arms.items()}, scenes)
+            training = self._time({name: arm.train for name, arm in arms.items()}, scenes, rounds)
             for arm in arms.values():
                 arm.vit_s.clear()
-            inference = self._time({name: arm.infer for name, arm in arms.items()}, scenes)
+            inference = self._time({name: arm.infer for name, arm in arms.items()}, scenes, rounds)
         finally:
             self._progress.end()
         reads = [scene.read_s for scene in scenes if scene.read_s is not None]
         return ModelBenchReport(
+            network=self._config.model.network,
             store=None if self._store is None else str(self._store),
             samples=names,
             points=round(np.mean([len(scene.batch.coord) for scene in scenes])),
@@ -205,7 +209,7 @@ class ModelBench:
             vit_why=self._vit.why,
             vit_dtype=self._vit.config.dtype,
             random_weights=self._vit.random_weights,
-            rounds=self._rounds,
+            rounds=rounds,
             amp=arms["ptv3"].amp,
             device=_device_name(self._device),
             threads=torch.get_num_threads(),
@@ -247,16 +251,16 @@ class ModelBench:
         return peaks
 
     def _time(
-        self, calls: Mapping[ArmName, Callable[[BenchScene], object]], scenes: Sequence[BenchScene]
+        self, calls: Mapping[ArmName, Callable[[BenchScene], object]], scenes: Sequence[BenchScene], rounds: int
     ) -> dict[ArmName, list[float]]:
         """Seconds by network, a value a round; the clouds take turns."""
         shuffler = random.Random(0)
         times: dict[ArmName, list[float]] = {name: [] for name in calls}
-        for turn in range(self._rounds + 1):
+        for turn in range(-len(scenes), rounds):
             for name, call in shuffler.sample(list(calls.items()), len(calls)):
                 start = time.perf_counter()
                 call(scenes[turn % len(scenes)])
-                if turn:
+                if turn >= 0:
                     times[name].append(time.perf_counter() - start)
                 self._progress.advance(1)
         return times

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -61,6 +61,8 @@ class DistilledReport:
     """Content digest of the store."""
     cosine: float
     """Mean over the visible voxels of all samples."""
+    differences: tuple[str, ...]
+    """How the store's features were made otherwise than those that were regressed."""
     samples: tuple[SampleCosine, ...]
     seconds: float
     device: str
@@ -109,7 +111,7 @@ class EvaluateDistilled:
         self._store = open_store(store, cache_dir=self._options.cache_dir, cache_size=self._options.cache_size)
         check_complete(self._store, allow_incomplete=self._options.allow_incomplete)
         self._condition = self._distilled.condition(norms, str(self._store.identity["dataset"]["name"]))
-        self._check_teacher()
+        self._differences = self._compare()
         config = self._distilled.config
         ids = split_samples(self._store, self._options.splits or config.data.val_splits)
         ids = tuple(name for name in ids if fnmatchcase(name, self._options.samples))
@@ -118,17 +120,20 @@ class EvaluateDistilled:
         self._data = FeatureStoreDataset(self._store, ids, config.data, "eval", config.run.seed, labels=None)
         self._permutations = evaluation_permutations(self._model.backbone.config, config.run.seed)
 
-    def _check_teacher(self) -> None:
-        """Features that were regressed, and not those of another network."""
-        mine = {"backbone": self._store.identity["backbone"]}
+    def _compare(self) -> tuple[str, ...]:
+        """How the store differs from the one of the distillation that is most like it; one of the same network."""
         entries = [e for e in self._distilled.record["stores"] if self._condition in (None, e["name"])]
-        differences = [identity_difference(mine, {"backbone": e["identity"]["backbone"]}) for e in entries]
-        if all(differences):
+        mine = _made(self._store.identity)
+        differences = [identity_difference(mine, _made(entry["identity"])) for entry in entries]
+        least = min(differences, key=lambda lines: (any(line.startswith("backbone") for line in lines), len(lines)))
+        network = [line for line in least if line.startswith("backbone")]
+        if network:
             raise IdentityMismatchError(
-                "not the features that were regressed:\n  " + "\n  ".join(differences[0]),
+                "not the features that were regressed:\n  " + "\n  ".join(network),
                 where=self._store.root,
                 hint="Name a store of the same backbone.",
             )
+        return tuple(least)
 
     def run(self) -> DistilledReport:
         """Regress, compare, draw."""
@@ -147,6 +152,7 @@ class EvaluateDistilled:
             store=str(self._store.root),
             digest=self._store.digest,
             cosine=sum(sample.cosine * sample.visible for sample in found) / max(visible, 1),
+            differences=self._differences,
             samples=tuple(found),
             seconds=round(time.monotonic() - began, 3),
             device=str(self._device),
@@ -180,6 +186,11 @@ class EvaluateDistilled:
         picture.image.save(f"{path}.png")
         write_ply(Path(f"{path}-cached.ply"), points, picture.seat, picture.cached)
         write_ply(Path(f"{path}-predicted.ply"), points, picture.seat, picture.predicted)
+
+
+def _made(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a point's feature, of whatever data set."""
+    return {key: identity[key] for key in ("backbone", "images", "visibility")}
 
 
 def is_distilled(run: Path) -> bool:

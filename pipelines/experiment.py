@@ -22,7 +22,7 @@ from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate import Evaluate
 from ditr_cache.pipelines.experiment_checks import check_images, check_stores
 from ditr_cache.pipelines.experiment_folder import ExperimentFolder
-from ditr_cache.pipelines.experiment_plans import EXPERIMENTS, Arm, Plan, limited
+from ditr_cache.pipelines.experiment_plans import EXPERIMENTS, Arm, Plan, limited, of_network
 from ditr_cache.pipelines.experiment_settings import ExperimentSettings
 from ditr_cache.pipelines.experiment_table import Row
 from ditr_cache.pipelines.labelling import LabelOptions
@@ -138,7 +138,7 @@ class Experiment:
         plan, self._settings = EXPERIMENTS[name](self._opened), ExperimentSettings(layers, overrides)
         self._settings.check(name, plan)
         self._sample_ids = check_stores(plan, self._settings, self._opened)[0].train.sample_ids
-        self.plan: Plan = limited(plan, len(self._sample_ids))
+        self.plan: Plan = of_network(limited(plan, len(self._sample_ids)), self._settings.common.model.network)
         if source is not None:
             check_images(source, self._opened[0])
         digests = [store.digest for store in self._opened]

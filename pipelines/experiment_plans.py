@@ -13,7 +13,7 @@ from ditr_cache.errors import ConfigError, IdentityMismatchError
 from ditr_cache.store.identity import identity_difference
 from ditr_cache.store.reader import FeatureStore
 
-__all__ = ["EXPERIMENTS", "Arm", "Plan", "limited"]
+__all__ = ["EXPERIMENTS", "Arm", "Plan", "limited", "of_network"]
 
 PLAIN = "model.injection=none"
 FRACTIONS = (1, 5, 10, 20, 100)
@@ -161,6 +161,14 @@ def limited(plan: Plan, total: int) -> Plan:
     return replace(plan, arms=arms, notes=(*plan.notes, *notes))
 
 
+def of_network(plan: Plan, network: str) -> Plan:
+    """With labels that name the network; the paper's are of PTv3, where nothing else is said."""
+    if network != "minkunet":
+        return plan
+    arms = tuple(replace(arm, label=arm.label.replace("PTv3", "MinkUNet")) for arm in plan.arms)
+    return replace(plan, arms=arms)
+
+
 def _visibility(stores: Sequence[FeatureStore]) -> Plan:
     # visible and invisible points of ScanNet200 and SemanticKITTI
     parts = ("ScanNet200 visible", "ScanNet200 invisible", "SemanticKITTI visible", "SemanticKITTI invisible")
@@ -183,7 +191,8 @@ def _views(stores: Sequence[FeatureStore]) -> Plan:
         )
         for n in counts
     )
-    return Plan("Views of a sample, in training and evaluation", arms)
+    note = "visible points are those that an arm's own views see: other ones in every row"
+    return Plan("Views of a sample, in training and evaluation", arms, (note,))
 
 
 def _dtype(stores: Sequence[FeatureStore]) -> Plan:

@@ -191,7 +191,7 @@ def _check_points(store: FeatureStore, have: set[str], config: DataConfig) -> No
         raise ConfigError(
             "this store has no points, so nothing can be trained or evaluated on it",
             where=store.root,
-            hint="It was made with --no-points. Extract it again from the data set, without that option.",
+            hint="Put them in from the data set: ditr-cache attach STORE SOURCE OUT",
         )
     missing = [name for name in config.features if name not in have]
     if missing:

@@ -8,10 +8,24 @@ import signal
 from dataclasses import dataclass
 
 import pytest
+import yaml
 
 from ditr_cache.cli.main import main
 
 ROOMS = ("synthetic:rooms=1,views=2", "-s", "images.size=[56,70]", "-s", "run.threads=2")
+
+MODEL = {
+    "stride": [2],
+    "enc_depths": [1, 1],
+    "enc_channels": [8, 16],
+    "enc_num_head": [1, 2],
+    "enc_patch_size": [64, 64],
+    "dec_depths": [1],
+    "dec_channels": [16],
+    "dec_num_head": [2],
+    "dec_patch_size": [64],
+}
+GRID = {"kind": "grid_sample", "grid_size": 0.2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +118,14 @@ def trained(finished):
     folder = finished.with_name("run")
     Train(finished, folder, load_config(TrainConfig, [layer])).run()
     return folder
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory):
+    """Arguments that make the demonstration's settings much smaller: three steps, no validation split in the store."""
+    file = tmp_path_factory.mktemp("train") / "micro.yaml"
+    color = {"kind": "normalize_color"}
+    data = {"loop": 3, "train": [GRID, color], "val": [{**GRID, "keep": "first"}, color], "val_splits": ["train"]}
+    run = {"epochs": 1, "batch_size": 1, "workers": 0, "log_every": 1, "device": "cpu"}
+    file.write_text(yaml.safe_dump({"model": MODEL, "data": data, "run": run}))
+    return ["-c", file]

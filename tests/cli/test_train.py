@@ -14,30 +14,7 @@ from ditr_cache.cli.output import Output
 from ditr_cache.cli.train_progress import TrainBar, TrainLines
 from ditr_cache.training.metrics import ConfusionMatrix
 from ditr_cache.training.tracking import EvaluationReport, StepReport
-
-MODEL = {
-    "stride": [2],
-    "enc_depths": [1, 1],
-    "enc_channels": [8, 16],
-    "enc_num_head": [1, 2],
-    "enc_patch_size": [64, 64],
-    "dec_depths": [1],
-    "dec_channels": [16],
-    "dec_num_head": [2],
-    "dec_patch_size": [64],
-}
-GRID = {"kind": "grid_sample", "grid_size": 0.2}
-
-
-@pytest.fixture(scope="module")
-def micro(tmp_path_factory):
-    """Arguments that make the demonstration's settings much smaller: three steps, no validation split in the store."""
-    file = tmp_path_factory.mktemp("train") / "micro.yaml"
-    color = {"kind": "normalize_color"}
-    data = {"loop": 3, "train": [GRID, color], "val": [{**GRID, "keep": "first"}, color], "val_splits": ["train"]}
-    run = {"epochs": 1, "batch_size": 1, "workers": 0, "log_every": 1, "device": "cpu"}
-    file.write_text(yaml.safe_dump({"model": MODEL, "data": data, "run": run}))
-    return ["-c", file]
+from tests.cli.conftest import MODEL
 
 
 def test_new_run(micro, finished, run, tmp_path):
@@ -96,6 +73,25 @@ def test_dry_run_of_distill_writes_nothing(micro, finished, run, tmp_path):
     assert "steps         3: 1 epochs of 3" in done.out
     assert json.loads(run("distill", finished, tmp_path / "run", *micro, "-n", "--json", "-q").out)["steps"] == 3
     assert not (tmp_path / "run").exists()
+
+
+def test_init_takes_the_network_of_the_distillation_but_for_what_a_file_says(micro, finished, run, tmp_path):
+    assert run("distill", finished, tmp_path / "pre", *micro).code == 0
+    file = tmp_path / "mine.yaml"
+    data = {"val_splits": ["train"], "loop": 3}
+    file.write_text(yaml.safe_dump({"model": {"injection": "decoder", "drop_path": 0.25}, "data": data}))
+    steps = ("-s", "run.epochs=1", "-s", "run.batch_size=1", "-s", "run.workers=0")
+    done = run("train", finished, tmp_path / "run", "--init", tmp_path / "pre", "-c", file, *steps)
+    assert done.code == 0, done.err
+    assert f"settings: tiny + {file} + the network of {tmp_path / 'pre'} + run.epochs=1" in done.err
+    found = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (found["model"]["injection"], found["model"]["drop_path"]) == ("decoder", 0.25)
+    assert found["model"]["enc_channels"] == MODEL["enc_channels"]
+    assert found["init"]["distilled"] == str(tmp_path / "pre")
+    # an installed recipe says how to train, and not what the network is
+    planned = run("train", finished, tmp_path / "other", "--init", tmp_path / "pre", "-c", "tiny", "-c", file, "-n")
+    assert planned.code == 0, planned.err
+    assert not (tmp_path / "other").exists()
 
 
 def test_no_gpu_is_said(finished, run, tmp_path):

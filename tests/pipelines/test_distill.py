@@ -83,9 +83,15 @@ def test_it_learns(done):
     assert (report.step, report.total, report.names, report.samples) == (24, 24, ("synthetic",), (3,))
 
 
-def test_labels_are_not_looked_at(rooms_store, micro):
+def test_labels_are_not_looked_at(rooms_store, micro, tmp_path, monkeypatch):
+    from ditr_cache.pipelines import distill
     from ditr_cache.store.reader import open_store
 
+    tasks, of = [], distill.DistillTask.of
+    monkeypatch.setattr(distill.DistillTask, "of", lambda *args: tasks.append(of(*args)) or tasks[-1])
+    _distill(rooms_store, tmp_path / "run", micro, "run.epochs=1")
+    (source,) = tasks[0].sources
+    assert (source.train.label_set, source.val.label_set) == (None, None)
     store = open_store(rooms_store)
     config = _config(micro).data
     found = FeatureStoreDataset(store, [next(iter(store.samples))], config, "train", labels=None)

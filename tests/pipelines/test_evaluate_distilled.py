@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ditr_cache.config import load_config
+from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
+from ditr_cache.datasets import open_dataset
 from ditr_cache.datasets.ply import read_vertices
 from ditr_cache.errors import CheckpointError, ConfigError
 from ditr_cache.pipelines.components import Components
 from ditr_cache.pipelines.distill import Distill
 from ditr_cache.pipelines.evaluate_distilled import EvaluateDistilled, is_distilled
+from ditr_cache.pipelines.extract import Extract
 from ditr_cache.pipelines.labelling import LabelOptions
 from ditr_cache.training.distill_config import DistillConfig
 
@@ -54,6 +56,14 @@ def test_pictures(done, rooms_store, tmp_path):
     np.testing.assert_array_equal(cached["x"], predicted["x"])
     unseen = (cached["red"] == 205) & (cached["green"] == 205) & (cached["blue"] == 210)
     assert unseen.sum() == pytest.approx(found.samples[0].voxels - found.samples[0].visible, abs=3)
+
+
+def test_features_that_were_made_otherwise(done, rooms_store, tmp_path):
+    assert EvaluateDistilled(done[0], rooms_store, OPTIONS).run().differences == ()
+    config = load_config(ExtractConfig, [read_named_yaml("extract", "synthetic")], ["images.size=[28,42]"])
+    Extract(open_dataset("synthetic:rooms=2,views=2,val=1", "synthetic"), tmp_path / "store", config).run()
+    found = EvaluateDistilled(done[0], tmp_path / "store", OPTIONS).run()
+    assert found.differences == ("images.size: the store has [28, 42], asked for [56, 70]",)
 
 
 def test_refused(done, rooms_store, tmp_path):

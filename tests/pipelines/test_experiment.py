@@ -15,7 +15,7 @@ from ditr_cache.errors import CheckpointError, ConfigError
 from ditr_cache.pipelines import experiment_plans
 from ditr_cache.pipelines.experiment import Experiment
 from ditr_cache.pipelines.experiment_picture import draw_rows
-from ditr_cache.pipelines.experiment_plans import EXPERIMENTS
+from ditr_cache.pipelines.experiment_plans import EXPERIMENTS, of_network
 from ditr_cache.pipelines.experiment_settings import ExperimentSettings
 from ditr_cache.pipelines.experiment_table import csv_table, markdown_table, rows_of
 from ditr_cache.pipelines.extract import Extract
@@ -237,6 +237,12 @@ def test_backbones(rooms_store, micro, tmp_path):
     Extract(open_dataset("synthetic:rooms=4,views=3,val=1,seed=8", "synthetic"), tmp_path / "other", other).run()
     with pytest.raises(ConfigError, match="not the samples and points"):
         make("backbones", [rooms_store, tmp_path / "other"], tmp_path / "out2", micro)
+
+
+def test_labels_name_the_network():
+    plan = EXPERIMENTS["visibility"](())
+    assert [arm.label for arm in of_network(plan, "ptv3").arms] == ["PTv3", "DITR"]
+    assert [arm.label for arm in of_network(plan, "minkunet").arms] == ["MinkUNet", "DITR"]
 
 
 def test_refused(rooms_store, micro, tmp_path):

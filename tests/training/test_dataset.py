@@ -190,7 +190,7 @@ def test_stores_that_lack_something_say_what_they_have(tmp_path):
         dataset(bare, settings=plain)
     assert dataset(bare, labels=False, settings=plain)[Draw(0, 0, "b0/s0")].sample.segment is None
     nothing = make_store(tmp_path / "nothing", blocks(1), points=False)
-    with pytest.raises(ConfigError, match=r"no points[^?]*--no-points"):
+    with pytest.raises(ConfigError, match=r"no points[^?]*attach STORE SOURCE OUT"):
         dataset(nothing)
 
 
