@@ -124,6 +124,8 @@ class Experiment:
         self._opened: list[FeatureStore] = [open_store(store, **self._cache) for store in stores]
         for store in self._opened:
             check_complete(store, allow_incomplete=allow_incomplete)
+            if not store.samples:
+                raise ConfigError("the store has no samples", where=store.root)
         if name not in _SEVERAL and len(stores) != 1:
             raise ConfigError(f"{name} is an experiment on one store, not on {len(stores)}")
         if (name == "online") != (source is not None):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from store_builder import build_store
 
 from ditr_cache.cli.experiment import NAMES
 from ditr_cache.config import ExtractConfig, load_config, read_named_yaml
@@ -250,6 +251,10 @@ def test_refused(rooms_store, micro, tmp_path):
         make("nothing", rooms_store, tmp_path / "out", micro)
     with pytest.raises(ConfigError, match="on one store"):
         make("views", [rooms_store, rooms_store], tmp_path / "out", micro)
+    build_store(tmp_path / "empty", [])
+    for name in ("views", "dtype"):
+        with pytest.raises(ConfigError, match="has no samples"):
+            make(name, tmp_path / "empty", tmp_path / "out", micro)
 
 
 def test_spreads():
