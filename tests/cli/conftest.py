@@ -5,7 +5,11 @@ import contextlib
 import io
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
@@ -74,6 +78,29 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
+def interrupt():
+    """Runs a command line in a process of its own until it has logged its first step, then asks it to stop."""
+
+    def run_until_logged(command: list[str], log: Path) -> Result:
+        with subprocess.Popen(
+            [sys.executable, "-m", "ditr_cache.cli", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            patience = time.monotonic() + 120
+            while not (log.exists() and log.stat().st_size):
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < patience
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+        return Result(process.returncode, out, err)
+
+    return run_until_logged
+
+
+@pytest.fixture
 def store(finished, tmp_path):
     """A copy of the finished store."""
     return shutil.copytree(finished, tmp_path / "rooms")
@@ -88,29 +115,17 @@ def trained(finished):
     from ditr_cache.training.config import TrainConfig
 
     before = [{"kind": "center_shift"}, {"kind": "normalize_color"}]
-    grid = {"kind": "grid_sample", "grid_size": 0.2}
     layer = {
-        "model": {
-            "stride": [2],
-            "enc_depths": [1, 1],
-            "enc_channels": [8, 16],
-            "enc_num_head": [1, 2],
-            "enc_patch_size": [64, 64],
-            "dec_depths": [1],
-            "dec_channels": [16],
-            "dec_num_head": [2],
-            "dec_patch_size": [64],
-            "sparse_conv": "torch",
-        },
+        "model": {**MODEL, "sparse_conv": "torch"},
         "data": {
             "val_splits": ["train"],
-            "train": [*before, grid],
-            "val": [*before, {**grid, "keep": "first"}],
+            "train": [*before, GRID],
+            "val": [*before, {**GRID, "keep": "first"}],
             "test": {
-                "before": [*before, {**grid, "grid_size": 0.15, "keep": "first"}],
+                "before": [*before, {**GRID, "grid_size": 0.15, "keep": "first"}],
                 "rotations": [0.5],
                 "scales": [1.0],
-                "voxelize": [{**grid, "keep": "all"}],
+                "voxelize": [{**GRID, "keep": "all"}],
             },
         },
         "run": {"epochs": 1, "batch_size": 1, "workers": 0, "device": "cpu", "amp": "off"},

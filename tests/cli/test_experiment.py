@@ -2,10 +2,6 @@
 """`ditr-cache experiment`: what is planned, what is done, and how it ends."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
@@ -68,24 +64,14 @@ def test_a_store_is_no_folder_for_results(micro, store, run):
     assert not (store / "experiment.json").exists()
 
 
-def test_interrupted_and_gone_on(micro, finished, run, tmp_path):
+def test_interrupted(micro, finished, run, interrupt, tmp_path):
     out = tmp_path / "out"
     command = ["experiment", "visibility", str(finished), str(out), *map(str, micro), "--seeds", "1"]
     command += ["-s", "data.loop=300"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "ditr_cache.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        patience = time.monotonic() + 120
-        log = out / "ptv3-0" / "log.jsonl"
-        while not (log.exists() and log.stat().st_size):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < patience
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert err.endswith("Give the same command again to go on.\n")
-    step = len(log.read_text().splitlines())
-    assert run(*command[:-1], "data.loop=300", "-n").code == 0
-    assert 0 < step < 300
+    log = out / "ptv3-0" / "log.jsonl"
+    done = interrupt(command, log)
+    assert done.code == 130, done.err
+    assert "Traceback" not in done.err
+    assert done.err.endswith("Give the same command again to go on.\n")
+    assert 0 < len(log.read_text().splitlines()) < 300
+    assert run(*command, "-n").code == 0

@@ -2,10 +2,6 @@
 """`ditr-cache train`, on a small store of real features."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import yaml
@@ -14,7 +10,6 @@ from ditr_cache.cli.output import Output
 from ditr_cache.cli.train_progress import TrainBar, TrainLines
 from ditr_cache.training.metrics import ConfusionMatrix
 from ditr_cache.training.tracking import EvaluationReport, StepReport
-from tests.cli.conftest import MODEL
 
 
 def test_new_run(micro, finished, run, tmp_path):
@@ -86,7 +81,7 @@ def test_init_takes_the_network_of_the_distillation_but_for_what_a_file_says(mic
     assert f"settings: tiny + {file} + the network of {tmp_path / 'pre'} + run.epochs=1" in done.err
     found = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (found["model"]["injection"], found["model"]["drop_path"]) == ("decoder", 0.25)
-    assert found["model"]["enc_channels"] == MODEL["enc_channels"]
+    assert found["model"]["enc_channels"] == [8, 16]
     assert found["init"]["distilled"] == str(tmp_path / "pre")
     # an installed recipe says how to train, and not what the network is
     planned = run("train", finished, tmp_path / "other", "--init", tmp_path / "pre", "-c", "tiny", "-c", file, "-n")
@@ -140,7 +135,7 @@ def test_strange_environment(micro, finished, run, tmp_path, monkeypatch):
     assert "must be numbers, as torchrun sets them" in done.err
 
 
-def test_interrupted_run_says_how_to_go_on(micro, finished, run, tmp_path):
+def test_interrupted_run_says_how_to_go_on(micro, finished, interrupt, tmp_path):
     folder = tmp_path / "my run"
     command = [
         "train",
@@ -152,20 +147,11 @@ def test_interrupted_run_says_how_to_go_on(micro, finished, run, tmp_path):
         "-s",
         "run.eval_every=1000",
     ]
-    with subprocess.Popen(
-        [sys.executable, "-m", "ditr_cache.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        patience = time.monotonic() + 120
-        log = folder / "log.jsonl"
-        while not (log.exists() and log.stat().st_size):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < patience
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    lines = err.splitlines()
+    log = folder / "log.jsonl"
+    done = interrupt(command, log)
+    assert done.code == 130, done.err
+    assert "Traceback" not in done.err
+    lines = done.err.splitlines()
     assert lines[-1] == f"Go on: ditr-cache train {finished} '{folder}' --resume"
     step = int(lines[-2].removeprefix("error: interrupted after step ").partition(",")[0].replace(",", ""))
     assert step == len(log.read_text().splitlines())

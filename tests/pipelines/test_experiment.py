@@ -3,10 +3,15 @@
 
 import csv
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
+
 from store_builder import build_store
 
 from ditr_cache.cli.experiment import NAMES
