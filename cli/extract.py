@@ -93,7 +93,12 @@ All settings: ditr-cache config show extract""",
     metavar="ADDRESS|FILE",
     help="The workers of a Dask scheduler, on any number of machines: tcp://host:8786, or the file it wrote.",
 )
-@click.option("--redo", is_flag=True, help="Do finished blocks again, too.")
+@click.option(
+    "--retry",
+    is_flag=True,
+    help="Do blocks again of which frames or samples failed, or whose samples, views or splits are others now.",
+)
+@click.option("--redo", is_flag=True, help="Do all finished blocks again.")
 @click.option(
     "--single-writer",
     is_flag=True,
@@ -112,6 +117,7 @@ def command(
     shard: tuple[int, int] | None,
     workers: int | None,
     scheduler: str | None,
+    retry: bool,
     redo: bool,
     single_writer: bool,
     dry_run: bool,
@@ -152,17 +158,26 @@ def command(
 
             cluster = _cluster(workers, scheduler)
             pipeline: Extract | ClusterExtract = ClusterExtract(
-                dataset, store, config, cluster, shard=part, redo=redo, progress=progress
+                dataset, store, config, cluster, shard=part, redo=redo, retry=retry, progress=progress
             )
         else:
             pipeline = Extract(
-                dataset, store, config, shard=part, redo=redo, single_writer=single_writer, progress=progress
+                dataset,
+                store,
+                config,
+                shard=part,
+                redo=redo,
+                retry=retry,
+                single_writer=single_writer,
+                progress=progress,
             )
         with graceful_stop(pipeline.request_stop):
             report = pipeline.run()
     _show_report(output, report, store)
     if report.interrupted:
-        output.error("interrupted; what is finished is kept", "Run the same command again to go on.")
+        again = "Run the same command again to go on."
+        anew = "The same command would begin anew: --redo means all blocks, also those that have just been done."
+        output.error("interrupted; what is finished is kept", anew if redo else again)
         return ExitCode.INTERRUPTED
     return ExitCode.INCOMPLETE if report.failures or report.dropped else ExitCode.OK
 
@@ -249,7 +264,8 @@ def _show_report(output: Output, report: ExtractReport, store: Path | str) -> No
     output.facts(whole, title=f"The store: {store}")
     blocks = [f"{block}: {reason}" for block, reason in report.failed.items()]
     output.listing("Failed blocks (the same command tries them again):", blocks)
-    output.listing("Failed frames:", [_frame(note) for note in report.dropped])
+    output.listing("Failed frames (once they are mended: --retry):", [_frame(note) for note in report.dropped])
+    output.listing("Blocks of other samples, views or splits than the data set has now (--retry):", report.changed)
 
 
 def _frame(note: Any) -> str:

@@ -29,7 +29,7 @@ from ditr_cache.pipelines.cluster_queue import BlockQueue, connection_lost
 from ditr_cache.pipelines.cluster_worker import BlockWorker, Job, Readiness, when_ready
 from ditr_cache.pipelines.committer import FINALIZE_EVERY_S
 from ditr_cache.pipelines.events import BlockState
-from ditr_cache.pipelines.intent import check_shard, count_images, open_run, plan_sha256
+from ditr_cache.pipelines.intent import changed_blocks, check_shard, count_images, open_run, plan_sha256
 from ditr_cache.pipelines.outcome import BlockOutcome
 from ditr_cache.pipelines.progress import Progress, Silent
 from ditr_cache.pipelines.report import ExtractReport, summarise
@@ -50,6 +50,7 @@ class ClusterExtract:
         cluster: Where workers are.
         shard: (i, n): do the planned blocks with index mod n = i.
         redo: Do committed blocks again, as their next generation.
+        retry: Only those of which something failed, or that the data set has otherwise now.
         progress: Who listens.
     """
 
@@ -62,11 +63,12 @@ class ClusterExtract:
         *,
         shard: tuple[int, int] = (0, 1),
         redo: bool = False,
+        retry: bool = False,
         progress: Progress | None = None,
     ) -> None:
         check_shard(shard)
         self.dataset, self.location, self.config, self.cluster = dataset, store, config, cluster
-        self.shard, self.redo = shard, redo
+        self.shard, self.redo, self.retry = shard, redo, retry
         self.progress: Progress = progress or Silent()
         self._stop = threading.Event()
         self._finalized = time.monotonic()
@@ -94,7 +96,9 @@ class ClusterExtract:
         config = self.cluster.adapt(self.config)
         # for its identity alone; workers load their own
         backbone = load_backbone(config.backbone.model_copy(update={"compile": False}), "cpu")
-        store, mine, todo = open_run(self.dataset, plan, self.location, config, backbone, self.shard, redo=self.redo)
+        store, mine, todo = open_run(
+            self.dataset, plan, self.location, config, backbone, self.shard, redo=self.redo, retry=self.retry
+        )
         del backbone
         outcomes: dict[str, BlockOutcome] = {}
         device = "-"
@@ -113,6 +117,7 @@ class ClusterExtract:
             manifest,
             [block.id for block in mine],
             list(outcomes.values()),
+            changed_blocks(mine, manifest, self.config),
             seconds=time.monotonic() - began,
             device=device,
             interrupted=self._stop.is_set(),
@@ -141,7 +146,7 @@ class ClusterExtract:
 
         def meanwhile() -> None:
             if time.monotonic() - self._finalized > FINALIZE_EVERY_S:
-                store.finalize()
+                store.finalize(collect=False)
                 self._finalized = time.monotonic()
 
         blocks = BlockQueue(client, job, self.progress, self._stop.is_set, meanwhile)
@@ -150,7 +155,7 @@ class ClusterExtract:
             # the longest first: at the end nobody waits for one that has just begun
             blocks.run(sorted(todo, key=lambda block: -count_images(block.plan, job.config)))
         except RemoteError:
-            store.finalize()
+            store.finalize(collect=False)
             raise
         finally:
             # those who are still at a block give it up

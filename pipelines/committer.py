@@ -18,7 +18,7 @@ from ditr_cache.store.block import BlockWriter
 from ditr_cache.store.encode import BlockSettings, EncodedView
 from ditr_cache.store.receipt import FrameNote
 from ditr_cache.store.writer import StoreWriter
-from ditr_cache.types import BlockPlan
+from ditr_cache.types import BlockPlan, Scene
 
 __all__ = ["FINALIZE_EVERY_S", "Committer"]
 
@@ -37,6 +37,7 @@ class Committer(threading.Thread):
         note: Called in this thread with lines for people: what was dropped, which block failed.
         done: Called in this thread at the end of every block.
         finalizes: Whether to finalise every ten minutes; of many processes on one store, one does.
+        tests_depth: Whether what a view sees is tested against its depth map, if it has one.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Committer(threading.Thread):
         done: Callable[[BlockOutcome], None],
         *,
         finalizes: bool = True,
+        tests_depth: bool = True,
     ) -> None:
         super().__init__(name="committer", daemon=True)
         self._store, self._settings, self._dataset, self._provenance = store, settings, dataset, provenance
         self._permits, self._tell, self._done, self._finalizes = permits, note, done, finalizes
+        self._tests_depth = tests_depth
         self._inbox: queue.Queue[tuple[int, Event | None]] = queue.Queue()
         self._writer: BlockWriter | None = None
         self._sample_failed = False
@@ -134,12 +137,23 @@ class Committer(threading.Thread):
                 self._tell_of(event.note)
             return
         scene = event.scene
+        self._tell_of_untested(scene)
         self._sample_failed, self._left_out = False, set()
         try:
             self._writer.add_sample(scene.id, event.split, scene.points)
         except DitrCacheError as error:
             self._sample_failed = True
             self._drop(scene.id, None, error)
+
+    def _tell_of_untested(self, scene: Scene) -> None:
+        """Once a pass: identity and settings name a depth test that some views do not get."""
+        lacking = sum(view.depth is None for view in scene.views)
+        if lacking and self._tests_depth:
+            self._tests_depth = False
+            self._tell(
+                f"{scene.id}: {lacking} of {len(scene.views)} views have no depth map, and see through things; "
+                "further samples like it are not named (-s visibility.depth_margin=null says that none have one)"
+            )
 
     def _frame(self, job: FrameJob) -> None:
         # in this order: whoever aborts sees what is awaited, or this thread sees that it was aborted
@@ -185,7 +199,7 @@ class Committer(threading.Thread):
         images, self.at = self.at[1], ("", 0)
         self._done(BlockOutcome(block.plan.id, committed, images if committed else 0))
         if self._finalizes and time.monotonic() - self._finalized > FINALIZE_EVERY_S:
-            self._store.finalize()
+            self._store.finalize(collect=False)
             self._finalized = time.monotonic()
 
     def _give_up(self, block: BlockState) -> None:

@@ -17,7 +17,7 @@ from ditr_cache.config import ExtractConfig
 from ditr_cache.datasets.base import Dataset
 from ditr_cache.pipelines.committer import Committer
 from ditr_cache.pipelines.events import BlockState
-from ditr_cache.pipelines.intent import check_shard, count_images, open_run, store_identity
+from ditr_cache.pipelines.intent import changed_blocks, check_shard, count_images, open_run, store_identity
 from ditr_cache.pipelines.outcome import BlockOutcome
 from ditr_cache.pipelines.progress import Progress, Silent
 from ditr_cache.pipelines.report import Estimate, ExtractReport, summarise
@@ -36,6 +36,7 @@ class Extract:
         config: All settings.
         shard: (i, n): do the planned blocks with index mod n = i.
         redo: Do committed blocks again, as their next generation.
+        retry: Only those of which something failed, or that the data set has otherwise now.
         single_writer: Nobody else writes to the store: object storage without conditional requests will do.
         progress: Who listens.
         backbone: Loaded from the settings if not given.
@@ -49,12 +50,14 @@ class Extract:
         *,
         shard: tuple[int, int] = (0, 1),
         redo: bool = False,
+        retry: bool = False,
         single_writer: bool = False,
         progress: Progress | None = None,
         backbone: Backbone | None = None,
     ) -> None:
         check_shard(shard)
-        self.dataset, self.path, self.config, self.shard, self.redo = dataset, store, config, shard, redo
+        self.dataset, self.path, self.config, self.shard = dataset, store, config, shard
+        self.redo, self.retry = redo, retry
         self.progress: Progress = progress or Silent()
         self._backbone, self._single_writer = backbone, single_writer
         self._stop = threading.Event()
@@ -87,6 +90,7 @@ class Extract:
             backbone,
             self.shard,
             redo=self.redo,
+            retry=self.retry,
             single_writer=self._single_writer,
         )
         self.progress.begin(sum(count_images(block.plan, self.config) for block in todo))
@@ -104,6 +108,7 @@ class Extract:
             manifest,
             [block.id for block in mine],
             list(outcomes.values()),
+            changed_blocks(mine, manifest, self.config),
             seconds=time.monotonic() - began,
             device=str(backbone.device),
             interrupted=self._stop.is_set(),

@@ -21,12 +21,14 @@ from ditr_cache.pipelines.events import BlockState
 from ditr_cache.pipelines.feeder import select_views
 from ditr_cache.store.encode import DRAWN_VIEWS, BlockSettings
 from ditr_cache.store.layout import FORMAT_VERSION, block_file_name
-from ditr_cache.store.manifest import DatasetEntry, Plan, PlannedBlock, PlannedSample
+from ditr_cache.store.manifest import DatasetEntry, Manifest, Plan, PlannedBlock, PlannedSample
+from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.writer import StoreWriter
 from ditr_cache.types import BlockPlan
 
 __all__ = [
     "block_settings",
+    "changed_blocks",
     "check_plan",
     "check_shard",
     "check_size",
@@ -49,12 +51,14 @@ def open_run(
     shard: tuple[int, int],
     *,
     redo: bool,
+    retry: bool = False,
     single_writer: bool = False,
 ) -> tuple[StoreWriter, Sequence[BlockPlan], list[BlockState]]:
     """Open or create the store and record what the run intends; nothing is written if any of it is refused.
 
     Returns:
-        The store; the blocks of this shard; those of them that are not there, or all of them to `redo`.
+        The store; the blocks of this shard; those of them that are not there, and to `retry` those that are incomplete
+        or of other data, or to `redo` all of them.
 
     Raises:
         IdentityMismatchError: If the store was made with other settings.
@@ -66,10 +70,35 @@ def open_run(
     store = StoreWriter.create(location, store_identity(config, dataset, backbone), single_writer=single_writer)
     store.add_plan(plan_document(dataset, plan, config))
     mine = plan[shard[0] :: shard[1]]
-    done = {receipt.block: receipt.generation for receipt in store.receipts()}
-    if redo:
-        return store, mine, [BlockState(block, done.get(block.id, -1) + 1) for block in mine]
-    return store, mine, [BlockState(block, 0) for block in mine if block.id not in done]
+    done: dict[str, Receipt] = {}
+    for receipt in store.receipts():
+        if receipt.block not in done or receipt.generation > done[receipt.block].generation:
+            done[receipt.block] = receipt
+    todo = []
+    for block in mine:
+        there = done.get(block.id)
+        if there is None:
+            todo.append(BlockState(block, 0))
+        elif redo or (retry and (there.dropped or has_changed(block, there, config))):
+            todo.append(BlockState(block, there.generation + 1))
+    return store, mine, todo
+
+
+def has_changed(block: BlockPlan, there: Receipt, config: ExtractConfig) -> bool:
+    """Whether the data set has other samples, views or splits than it had when a block was made."""
+    noted: dict[str, set[str | None]] = {}
+    for note in (*there.dropped, *there.skipped):
+        noted.setdefault(note.sample, set()).add(note.view)
+    made = {s.id: (s.split, {*s.views, *noted.get(s.id, ())}) for s in there.samples}
+    whole = {sample for sample, views in noted.items() if None in views}
+    planned = {s.id: (s.split, set(select_views(s, config))) for s in block.samples if s.id not in whole}
+    return planned != made
+
+
+def changed_blocks(plan: Sequence[BlockPlan], manifest: Manifest, config: ExtractConfig) -> tuple[str, ...]:
+    """Ids of the blocks that are of other data than the data set has now."""
+    there = manifest.blocks
+    return tuple(block.id for block in plan if block.id in there and has_changed(block, there[block.id], config))
 
 
 def store_identity(config: ExtractConfig, dataset: Dataset, backbone: Backbone) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ditr_cache.datasets.base import Dataset
-from ditr_cache.errors import ConfigError
+from ditr_cache.errors import ConfigError, SampleError
 from ditr_cache.images import decode
 from ditr_cache.pipelines.components import Components
 from ditr_cache.pipelines.splat import axes, vantage
+from ditr_cache.store.digests import coordinate_digests
 from ditr_cache.store.reader import FeatureStore
 from ditr_cache.types import PointCloud, Scene
 
@@ -71,10 +72,17 @@ class Picture:
         Raises:
             SampleNotFoundError: If the store has no such sample.
             ConfigError: If it has no such view.
+            SampleError: If the data set has other points.
         """
         info = self.store.samples.info(self.sample)
         everything = self.store.read(self.sample, rule="last")
         scene = self.dataset.load(self.sample)
+        if coordinate_digests(scene.points)[0] != info.coord_sha256:
+            raise SampleError(
+                "the points are not those that the features were made for",
+                where=self.sample,
+                hint=f"Name the data set that {self.store.root} was made from.",
+            )
         if not info.view_names:
             raise ConfigError("the sample has no views to draw", where=self.sample)
         index = self._fullest_view(len(info.view_names)) if self.view is None else self.view

@@ -42,6 +42,8 @@ class ExtractReport:
     """Frames without a valid pose in this run's blocks."""
     failed: dict[str, str]
     """Blocks of this run without a receipt, with their reason."""
+    changed: tuple[str, ...]
+    """Blocks of this run that were made when the data set had other samples, views or splits."""
     int8_cosine_error_p99: float | None
     """Of the worst block."""
     digest: str
@@ -50,8 +52,8 @@ class ExtractReport:
 
     @property
     def failures(self) -> int:
-        """Frames, samples and blocks that failed; invalid poses do not count."""
-        return len(self.dropped) + len(self.failed)
+        """Frames, samples and blocks that failed, and blocks of other data; invalid poses do not count."""
+        return len(self.dropped) + len(self.failed) + len(self.changed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -99,6 +101,7 @@ def summarise(
     manifest: Manifest,
     planned: Sequence[str],
     outcomes: Sequence[BlockOutcome],
+    changed: tuple[str, ...],
     *,
     seconds: float,
     device: str,
@@ -110,6 +113,7 @@ def summarise(
         manifest: Of the store after it.
         planned: Ids of the blocks of its shard.
         outcomes: How its blocks ended, one a block; blocks that it did not come to have none.
+        changed: Ids of those that are of other data.
         seconds: How long it took.
         device: Where the ViT ran.
         interrupted: Whether it was asked to stop.
@@ -139,6 +143,7 @@ def summarise(
         dropped=tuple(note for r in receipts for note in r.dropped),
         skipped=tuple(note for r in receipts for note in r.skipped),
         failed=failed,
+        changed=changed,
         int8_cosine_error_p99=max(errors, default=None),
         digest=manifest.digest,
         device=device,

@@ -24,7 +24,7 @@ import torch
 from ditr_cache.backbones import Backbone
 from ditr_cache.config import ExtractConfig
 from ditr_cache.datasets.base import Dataset
-from ditr_cache.errors import ConfigError, StoreError
+from ditr_cache.errors import StoreError
 from ditr_cache.pipelines.committer import Committer
 from ditr_cache.pipelines.encoder import FrameEncoder
 from ditr_cache.pipelines.events import BeginSample, BlockState, FrameJob, Idle
@@ -32,6 +32,7 @@ from ditr_cache.pipelines.feeder import Feeder
 from ditr_cache.pipelines.intent import block_settings, dataset_entry, provenance
 from ditr_cache.pipelines.outcome import BlockOutcome
 from ditr_cache.store.writer import StoreWriter
+from ditr_cache.training import distributed
 from ditr_cache.types import BlockPlan
 
 __all__ = ["Stages", "full_disk", "pick_device"]
@@ -46,11 +47,7 @@ def pick_device(name: str) -> str:
     Raises:
         ConfigError: If the device is asked for and not there.
     """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"run.device is {name}, but torch finds no CUDA device", hint="Use -s run.device=cpu")
-    return name
+    return str(distributed.pick_device(name))
 
 
 class Stages:
@@ -109,6 +106,7 @@ class Stages:
             self._note,
             self._done,
             finalizes=not self._shared,
+            tests_depth=self._config.visibility.depth_margin is not None and not self._config.visibility.zbuffer,
         )
         pool = ThreadPoolExecutor(threads, "frames", initializer=_one_thread)
         feeder = Feeder(

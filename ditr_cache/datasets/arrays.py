@@ -62,21 +62,32 @@ def read_npy(path: Path, columns: int | None = None) -> NDArray[Any]:
     return array.copy()
 
 
+_FAR_M = 256
+"""From here on the steps of float32 coordinates are no longer far below what decides on a patch."""
+
+
 def relative_to_origin(xyz_N3: NDArray[Any], where: object) -> tuple[Float32, Float64]:
     """Coordinates as float32 and the origin they count from.
 
-    float32 sources keep their bits and get origin 0; wider ones count from their mean rounded to whole metres, so that
-    georeferenced clouds keep millimetres.
+    float32 sources keep their bits and get origin 0; wider ones, and those that lie further away than 256 m, count from
+    their mean rounded to whole metres, so that georeferenced clouds keep millimetres and are projected as exactly as
+    others. No float32 coordinate is changed by that: one that would be keeps the origin 0.
 
     Raises:
         SampleError: If a coordinate is not finite.
     """
     if not np.isfinite(xyz_N3).all():
         raise SampleError("some coordinates are not finite", where=where)
-    if xyz_N3.dtype == np.float32 or not len(xyz_N3):
-        return np.ascontiguousarray(xyz_N3, np.float32), np.zeros(3)
+    if not len(xyz_N3):
+        return np.zeros((0, 3), np.float32), np.zeros(3)
     origin = np.round(xyz_N3.mean(0, dtype=np.float64))
-    return (xyz_N3 - origin).astype(np.float32), origin
+    near = np.abs(origin).max() <= _FAR_M
+    if xyz_N3.dtype == np.float32 and near:
+        return np.ascontiguousarray(xyz_N3), np.zeros(3)
+    coord_N3 = (xyz_N3 - origin).astype(np.float32)
+    if xyz_N3.dtype == np.float32 and not np.array_equal(coord_N3 + origin, xyz_N3):
+        return np.ascontiguousarray(xyz_N3), np.zeros(3)
+    return coord_N3, origin
 
 
 def labels(values_N: NDArray[Any], where: object, classes: int | None = None) -> Int32:

@@ -154,5 +154,9 @@ def _ascii(file: BinaryIO, count: int, dtype: np.dtype[np.void], path: Path) -> 
     for name, column in zip(dtype.names or (), columns.T, strict=True):
         if dtype[name].kind in "iu" and not (np.isfinite(column).all() and (column == np.trunc(column)).all()):
             raise SampleError(f"property {name!r} must be an integer", where=path)
+        if dtype[name].kind in "iu":
+            limits = np.iinfo(dtype[name])
+            if not ((column >= limits.min) & (column <= limits.max)).all():
+                raise SampleError(f"property {name!r} does not fit its type, {dtype[name].name}", where=path)
         out_N[name] = column
     return out_N

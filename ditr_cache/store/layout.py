@@ -6,6 +6,7 @@ Shape letters: V views, S samples, N points, R rows, H hits, D channels.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -127,8 +128,10 @@ def array_spec(name: str) -> ArraySpec:
 def block_file_name(block: str) -> str:
     """A block id as a file name: `[A-Za-z0-9._-]`, everything else percent-encoded, no leading dot.
 
+    One of more than 100 bytes is its first 67, a hyphen, and the first 32 digits of the id's sha256.
+
     Raises:
-        MetadataError: If the name is empty or longer than 100 bytes.
+        MetadataError: If it is empty, or no Unicode text.
     """
     try:
         name = quote(block, safe="._-").replace("~", "%7E")
@@ -136,10 +139,10 @@ def block_file_name(block: str) -> str:
         raise MetadataError("a block id must be Unicode text", where=ascii(block)) from error
     if name.startswith("."):
         name = "%2E" + name[1:]
-    if not 1 <= len(name) <= 100:
-        raise MetadataError(
-            f"a block id must have 1 to 100 bytes once percent-encoded, this one has {len(name)}", where=block
-        )
+    if not name:
+        raise MetadataError("a block id must not be empty")
+    if len(name) > 100:
+        return f"{name[:67]}-{hashlib.sha256(block.encode()).hexdigest()[:32]}"
     return name
 
 

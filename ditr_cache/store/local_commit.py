@@ -41,7 +41,14 @@ class LocalCommitStorage(LocalStorage):
         """link(2) is exclusive on local file systems and NFS."""
 
     def prepare(self) -> None:
-        """Make the folders of a store; archives have no empty ones, and a power cut may take them."""
+        """Make the folders of a store; archives have no empty ones, and a power cut may take them.
+
+        Raises:
+            StoreError: If one of them is a link: what is written, and removed, would be elsewhere.
+        """
+        for name in ("plans", "blocks", "receipts", "failures", ".lock"):
+            if (self._root / name).is_symlink():
+                raise StoreError("is a link out of the store", where=self._root / name, hint="Move what it names here.")
         for name in ("plans", "blocks", "receipts", "failures"):
             self._fs.make_folder(self._root / name)
 

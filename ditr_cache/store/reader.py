@@ -285,7 +285,7 @@ class FeatureStore:
             # a variant can be missing for one view if its features were not finite
             here = [v for v in have if block.has_view(position, base, v)]
             return block.view(position, base, here[draw.below(len(here))])
-        if not isinstance(variant, int) or not block.has_view(position, base, variant):
+        if not isinstance(variant, int | np.integer) or not block.has_view(position, base, variant):
             raise ConfigError(
                 f"variant {variant!r} of view {entry.views[base]}; the sample has {list(have)}", where=entry.id
             )

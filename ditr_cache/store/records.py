@@ -14,7 +14,7 @@ from ditr_cache.config import canonical_json
 from ditr_cache.errors import CorruptStoreError, MetadataError, StoreError
 from ditr_cache.store.documents import parse
 from ditr_cache.store.layout import MAX_DOCUMENT_BYTES, block_file_name
-from ditr_cache.store.manifest import Plan
+from ditr_cache.store.manifest import DatasetEntry, Plan
 from ditr_cache.store.receipt import Receipt
 from ditr_cache.store.storage import Entry, Storage, WritableStorage
 
@@ -78,16 +78,32 @@ def check_plan(storage: Storage, plan: Plan) -> None:
     """Compare a plan with those that are there.
 
     Raises:
-        StoreError: If it puts a sample into another block than one of them, or into two.
+        StoreError: If it puts a sample into another block than one of them, or into two, or its labels mean others.
     """
     block_of: dict[str, str] = {}
-    for block in (block for known in (*read_plans(storage), plan) for block in known.blocks):
+    plans = [*read_plans(storage), plan]
+    for known in plans[:-1]:
+        _check_labels(storage, known.dataset, plan.dataset)
+    for block in (block for known in plans for block in known.blocks):
         for sample in block.samples:
             if block_of.setdefault(sample.id, block.id) != block.id:
                 raise StoreError(
                     f"sample {sample.id} is planned in blocks {block_of[sample.id]} and {block.id}",
                     where=storage.location,
                     hint="Name a new store for this data.",
+                )
+
+
+def _check_labels(storage: Storage, there: DatasetEntry, new: DatasetEntry) -> None:
+    """A store has one list of classes for a label set, whatever plan a block is from."""
+    for field in ("class_names", "label_maps"):
+        have, want = getattr(there, field), getattr(new, field)
+        for name in sorted(have.keys() & want.keys()):
+            if have[name] != want[name]:
+                raise StoreError(
+                    f"the classes of {name} are others than those of the blocks that are there",
+                    where=storage.location,
+                    hint="Name a new store for this data, or give both data sets the same classes in the same order.",
                 )
 
 
@@ -151,7 +167,11 @@ def read_failures(storage: Storage) -> dict[str, str]:
 
 def _receipt(storage: Storage, key: str, data: bytes) -> Receipt:
     where = f"{storage.location}/{key}"
-    receipt = parse(Receipt, data, where)
+    try:
+        receipt = parse(Receipt, data, where)
+    except MetadataError as error:
+        hint = "Remove the file, and give the extract command again: it does this one block anew."
+        raise MetadataError(error.what, where=where, hint=hint) from error
     if key != receipt_key(receipt.block, receipt.generation):
         raise MetadataError(f"this receipt is for block {receipt.block}", where=where)
     return receipt

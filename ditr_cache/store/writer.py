@@ -226,16 +226,21 @@ class StoreWriter:
         done = self.committed()
         return {block: reason for block, reason in read_failures(self.storage).items() if block not in done}
 
-    def finalize(self) -> Manifest:
+    def finalize(self, *, collect: bool = True) -> Manifest:
         """Write the manifest of all receipts and point LATEST to it.
 
         A slow finaliser must not take back what a fast one published: listing and swapping happen under one lock, or
         else the swap fails if LATEST is no longer what it was before the listing. Afterwards the receipts are listed
         again: two naive finalisers lost 5 of 10 blocks when tried.
+
+        Args:
+            collect: Also remove what nothing refers to. Not while other processes of one's own do blocks again: what
+                they write looks like what is left of blocks that are done.
         """
         with self.storage.lock():
             manifest, name = self._point_latest()
-            self._collect(manifest, now=False, keep=name)
+            if collect:
+                self._collect(manifest, now=False, keep=name)
         return manifest
 
     def collect(self, *, now: bool = False) -> list[str]:

@@ -32,6 +32,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     except RuntimeError as error:
         raise ConfigError(f"run.device: there is no device {name!r}", hint="Use cpu, cuda or auto.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"run.device: {name!r} is not supported", hint="Use cpu, cuda or auto.")
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ConfigError(f"run.device is {device}, but there are {torch.cuda.device_count()} CUDA devices")
     return device

@@ -48,7 +48,26 @@ def test_npy_that_is_refused(tmp_path):
 
 
 def test_float32_coordinates_keep_their_bits():
-    xyz = np.array([[4e5, 5.2e6, 1.5]], np.float32)
+    xyz = np.array([[4e5, 5.2e6, 1.5]], np.float32) / 1e5
+    coord, origin = relative_to_origin(xyz, "x")
+    assert coord.tobytes() == xyz.tobytes()
+    np.testing.assert_array_equal(origin, 0)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, (7, 3), elements=st.floats(-50, 50, width=32)), st.floats(-1e7, 1e7))
+def test_float32_coordinates_keep_their_values(xyz, shift):
+    """Where they are far away they count from an origin of their own, and then are as exact as before."""
+    far = (xyz + shift).astype(np.float32)
+    coord, origin = relative_to_origin(far, "x")
+    np.testing.assert_array_equal((coord + origin).astype(np.float32), far)
+    assert np.abs(coord).max() <= max(np.abs(far).max(), 110)
+    if abs(shift) > 500:
+        assert np.abs(coord).max() <= 110
+
+
+def test_float32_coordinates_that_an_origin_would_change_stay():
+    xyz = np.array([[1e6, 0, 0], [0.1, 0, 0]], np.float32)
     coord, origin = relative_to_origin(xyz, "x")
     assert coord.tobytes() == xyz.tobytes()
     np.testing.assert_array_equal(origin, 0)

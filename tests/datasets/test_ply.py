@@ -34,6 +34,11 @@ def test_ascii(tmp_path):
         (tmp_path / "b.ply").write_bytes(damaged.encode())
         with pytest.raises(SampleError):
             read_vertices(tmp_path / "b.ply")
+    for value in ("300", "-1"):
+        small = text.replace("property int", "property uchar").replace("-1", value)
+        (tmp_path / "b.ply").write_bytes(small.encode())
+        with pytest.raises(SampleError, match="does not fit its type, uint8"):
+            read_vertices(tmp_path / "b.ply")
 
 
 def test_cloud(vertices):

@@ -9,9 +9,10 @@ import torch
 from ditr_cache.backbones import load_backbone
 from ditr_cache.config import BackboneConfig
 from ditr_cache.datasets.registry import open_dataset
-from ditr_cache.errors import ConfigError, DatasetError, IdentityMismatchError, MetadataError, StoreError
+from ditr_cache.errors import ConfigError, DatasetError, IdentityMismatchError, StoreError
 from ditr_cache.pipelines.extract import pick_device, store_identity
 from ditr_cache.store.reader import open_store
+from ditr_cache.store.verify import verify_store
 
 CHANGES = {
     "images.filter=bilinear-antialias": ["images.filter"],
@@ -129,9 +130,15 @@ class TestBlockNames:
         assert sorted(open_store(tmp_path / "store").samples) == sorted(names)
         assert {p.name for p in tmp_path.iterdir()} == {"store"}
 
-    def test_a_name_that_is_too_long(self, tiny, tmp_path):
-        with pytest.raises(MetadataError, match="1 to 100 bytes"):
-            tiny.extract(tiny.Rooms({"x" * 101: [tiny.room("r")]}), tmp_path / "store").run()
+    def test_long_names_are_shortened(self, tiny, tmp_path):
+        names = ("x" * 101, "x" * 102, "\u4f1a\u8bae\u5ba4" * 40)
+        report = tiny.extract(tiny.Rooms({n: [tiny.room(n)] for n in names}), tmp_path / "store").run()
+        assert (report.blocks_done, report.failures) == (3, 0)
+        store = open_store(tmp_path / "store")
+        assert sorted(store.samples) == sorted(names)
+        assert all(len(store.read(name).view) for name in names)
+        assert verify_store(tmp_path / "store").problems == ()
+        assert all(len(p.name) == 100 + 33 for p in (tmp_path / "store" / "blocks").iterdir())
 
     def test_a_folder_of_something_else(self, tiny, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
@@ -148,7 +155,10 @@ class TestTorch:
 
     def test_devices(self):
         assert pick_device("cpu") == "cpu"
-        assert pick_device("auto") in ("cpu", "cuda")
+        assert pick_device("auto") in ("cpu", "cuda:0")
+        for name in ("mps", "nonsense"):
+            with pytest.raises(ConfigError, match=name):
+                pick_device(name)
         if not torch.cuda.is_available():
             with pytest.raises(ConfigError, match="no CUDA device"):
                 pick_device("cuda:0")

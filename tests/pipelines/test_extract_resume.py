@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from ditr_cache.backbones import load_backbone
 from ditr_cache.config import BackboneConfig, ExtractConfig, load_config
 from ditr_cache.datasets.registry import open_dataset
 from ditr_cache.pipelines.extract import Extract
+from ditr_cache.pipelines.progress import Silent
 from ditr_cache.store.block import BlockWriter
 from ditr_cache.store.reader import open_store
 from ditr_cache.store.receipt import Receipt
@@ -375,13 +375,18 @@ class TestHere:
         check_clean(store)
 
     def test_stopped_from_a_signal_handler(self, capture, undisturbed, vit, tmp_path):
-        job = self.job(capture, tmp_path / "store", vit)
+        class Listener(Silent):
+            def advance(self, images):
+                if images and list((tmp_path / "store" / "receipts").iterdir()):
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        job = self.job(capture, tmp_path / "store", vit, "run.batch_size=1", progress=Listener())
         before = signal.signal(signal.SIGTERM, lambda *_: job.request_stop())
         try:
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
             report = job.run()
         finally:
-            time.sleep(0.3)
             signal.signal(signal.SIGTERM, before)
+        assert report.interrupted
+        assert 0 < report.blocks_done < BLOCKS
         assert report.blocks_done == len(open_store(tmp_path / "store").manifest.blocks)
         assert self.job(capture, tmp_path / "store", vit).run().digest == undisturbed[0]

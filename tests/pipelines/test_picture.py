@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What people look at: near things cover far ones, same features have the same colour, wrong names are named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,7 @@ from PIL import Image
 from ditr_cache.backbones import load_backbone
 from ditr_cache.config import BackboneConfig, ExtractConfig, load_config, read_named_yaml
 from ditr_cache.datasets import open_dataset
-from ditr_cache.errors import ConfigError, SampleNotFoundError
+from ditr_cache.errors import ConfigError, SampleError, SampleNotFoundError
 from ditr_cache.pipelines.components import Components
 from ditr_cache.pipelines.extract import Extract
 from ditr_cache.pipelines.picture import PANEL, Picture, _cloud
@@ -46,6 +48,19 @@ def test_wrong_names_are_named(store, tmp_path):
         Picture(open_dataset(SOURCE), store, tmp_path / "p.png", sample="kitchen").run()
     with pytest.raises(ConfigError, match="no view 7"):
         Picture(open_dataset(SOURCE), store, tmp_path / "p.png", view=7).run()
+
+
+def test_other_points_are_refused(store, tmp_path):
+    class Turned:
+        """The same room with its points in another order."""
+
+        def load(self, sample):
+            scene = open_dataset(SOURCE).load(sample)
+            return replace(scene, points=replace(scene.points, coord=scene.points.coord[::-1]))
+
+    with pytest.raises(SampleError, match="not those that the features were made for"):
+        Picture(Turned(), store, tmp_path / "p.png").run()
+    assert not (tmp_path / "p.png").exists()
 
 
 def test_near_points_cover_far_ones():
