@@ -41,7 +41,7 @@ class ImagesConfig(_Model):
 
     size: tuple[Pixels, Pixels] | None = None
     """H, W that every image is resized to; multiples of the patch size. None: by `budget`."""
-    budget: int = Field(1369, ge=1, le=65_535)
+    budget: int = Field(1369, ge=1, le=65_536)
     """Without `size`: the largest grid of at most this many patches that keeps the aspect ratio (37 x 37 = 1369)."""
     filter: Literal["bilinear", "bilinear-antialias", "bicubic-antialias"] = "bilinear"
     """The official code resizes bilinearly without antialiasing."""

@@ -15,7 +15,7 @@ from ditr_cache.errors import ConfigError
 
 __all__ = ["MAX_PATCHES", "resize", "target_size"]
 
-MAX_PATCHES = 65_535
+MAX_PATCHES = 65_536
 """Patches of one image that the store's u16 patch index can tell apart."""
 
 _PRESET_PATCH = 14
@@ -44,7 +44,7 @@ def target_size(height: int, width: int, patch: int, images: ImagesConfig) -> tu
         Height and width, multiples of `patch`.
 
     Raises:
-        ConfigError: If the size is no whole number of patches, or the grid has more than 65,535 of them.
+        ConfigError: If the size is no whole number of patches, or the grid has more than 65,536 of them.
     """
     if images.size is None:
         rows, columns = _budget_grid(height, width, images.budget)

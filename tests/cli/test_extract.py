@@ -146,7 +146,7 @@ def test_damaged_frame_is_listed_and_the_exit_code_tells(run, tmp_path, tiny_cap
     assert done.code == 3
     assert "data set: nerfstudio (" in done.err
     assert "frames left out  1 failed, 0 without a valid pose" in done.out
-    assert f"images/{frames[1].name}: " in done.out.partition("Failed frames:")[2]
+    assert f"images/{frames[1].name}: " in done.out.partition("Failed frames")[2]
     assert f"images/{frames[1].name}" in run("info", store).out.partition("Failed frames:")[2]
     report = json.loads(run(*command, "--json").out)
     assert [note["view"] for note in report["dropped"]] == [f"images/{frames[1].name}"]

@@ -36,9 +36,9 @@ def test_other_sizes_are_refused_with_the_nearest_one():
 
 
 def test_grids_beyond_the_format_are_refused():
-    assert target_size(1, 1, 16, ImagesConfig(size=(4096, 4080))) == (4096, 4080)  # 256 x 255 = 65,280
-    with pytest.raises(ConfigError, match="256x256"):
-        target_size(1, 1, 16, ImagesConfig(size=(4096, 4096)))
+    assert target_size(1, 1, 16, ImagesConfig(size=(4096, 4096))) == (4096, 4096)  # 65,536: as many as uint16 has
+    with pytest.raises(ConfigError, match="257x256"):
+        target_size(1, 1, 16, ImagesConfig(size=(4112, 4096)))
 
 
 @pytest.mark.parametrize(
