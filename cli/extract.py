@@ -174,6 +174,9 @@ def command(
         with graceful_stop(pipeline.request_stop):
             report = pipeline.run()
     _show_report(output, report, store)
+    if not report.blocks_planned:
+        # one source a task of a SLURM array, perhaps: each task then takes its part of each source
+        output.warning(f"shard {part[0]}/{part[1]} has no blocks: nothing was done (--shard 0/1 means all of SOURCE)")
     if report.interrupted:
         again = "Run the same command again to go on."
         anew = "The same command would begin anew: --redo means all blocks, also those that have just been done."

@@ -90,7 +90,7 @@ def _measure_preparing(
     dataset: Dataset, samples: list[SamplePlan], config: ExtractConfig, backbone: Backbone
 ) -> tuple[int, list[PreparedFrame], float]:
     """Points of the first usable sample, a few of its frames, and the seconds that preparing one took."""
-    reason = "the plan has no samples"
+    reason = "this shard has no samples"
     for sample in _some(samples):
         names = frozenset(select_views(sample, config))
         try:

@@ -76,6 +76,30 @@ def test_shards_fill_one_store(run, tmp_path, monkeypatch):
     assert "shard 0/2, from SLURM's array" in done.err
     assert "2 done" in done.out
     assert "3 present, 0 missing" in run("info", store).out
+    empty = run("extract", "synthetic:rooms=3,views=1", store, *small[:2], "--shard", "3/4")
+    assert "warning: shard 3/4 has no blocks: nothing was done" in empty.err
+
+
+def test_what_has_failed_is_retried_when_it_is_asked_for(run, tmp_path, tiny_capture):
+    frame = sorted(tiny_capture.glob("images/*.png"))[1]
+    whole, store = frame.read_bytes(), tmp_path / "store"
+    frame.write_bytes(whole[:100])
+    command = ["extract", tiny_capture, store, "-s", "backbone.name=rooms-vit-tiny", "-s", "images.size=[56,70]"]
+    failed = run(*command)
+    assert failed.code == 3
+    assert "Failed frames (once they are mended: --retry):" in failed.out
+    frame.write_bytes(whole)
+    assert run(*command).code == 3
+    done = run(*command, "--retry")
+    assert done.code == 0, done.out
+    assert "1 done, 0 were there already" in done.out
+    transforms = tiny_capture / "transforms.json"
+    document = json.loads(transforms.read_text())
+    transforms.write_text(json.dumps({**document, "frames": document["frames"][:-1]}))
+    changed = run(*command)
+    assert changed.code == 3
+    assert "Blocks of other samples, views or splits than the data set has now (--retry):" in changed.out
+    assert run(*command, "--retry").code == 0
 
 
 @pytest.mark.parametrize(
