@@ -44,6 +44,8 @@ class BackboneIdentity:
     """How positions are brought to other grids than the trained one: implementations differ, and with them features."""
     random_seed: int | None = None
     """Seed of random weights; None for trained ones."""
+    config_sha256: str | None = None
+    """Of what config.json says of the network: heads and activations are in no weight."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""

@@ -6,17 +6,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ditr_cache.errors import BackboneError, WeightsUnavailableError
 
-__all__ = ["WeightsFolder", "fetch_from_hub", "open_folder", "read_json"]
+__all__ = ["WeightsFolder", "config_sha256", "fetch_from_hub", "open_folder", "read_json"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_JSON_BYTES = 32 << 20
 _PATTERNS = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+_NO_SETTINGS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+"""What in a config.json says where it came from, and nothing of the network."""
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -64,6 +67,16 @@ class WeightsFolder:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
         return digest.hexdigest()
+
+
+def config_sha256(settings: Mapping[str, Any]) -> str:
+    """Of a config.json's settings, but for those that say where it came from.
+
+    Args:
+        settings: Its content.
+    """
+    kept = {key: value for key, value in settings.items() if key not in _NO_SETTINGS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def open_folder(path: Path) -> WeightsFolder:

@@ -21,7 +21,7 @@ from ditr_cache.backbones.aimv2 import ResizablePositions
 from ditr_cache.backbones.base import BackboneIdentity, PatchMaps
 from ditr_cache.backbones.build import from_folder, from_seed
 from ditr_cache.backbones.families import Family, Triple
-from ditr_cache.backbones.fetch import WeightsFolder
+from ditr_cache.backbones.fetch import WeightsFolder, config_sha256, read_json
 from ditr_cache.config import BackboneConfig
 from ditr_cache.errors import BackboneError
 
@@ -134,7 +134,12 @@ def load_folder(folder: WeightsFolder, config: BackboneConfig, device: torch.dev
         WeightsUnavailableError: If it holds no safetensors files.
     """
     model, family, mean_std = from_folder(folder)
-    origin = {"name": folder.name, "revision": folder.revision, "weights_sha256": folder.sha256()}
+    origin = {
+        "name": folder.name,
+        "revision": folder.revision,
+        "weights_sha256": folder.sha256(),
+        "config_sha256": config_sha256(read_json(folder.path / "config.json")),
+    }
     return HuggingFaceBackbone(model, family, mean_std, config, device, origin)
 
 
@@ -154,7 +159,13 @@ def load_random(
         BackboneError: If the settings are not those of a supported architecture.
     """
     model, family, digest = from_seed(settings, seed)
-    origin = {"name": name, "revision": None, "weights_sha256": digest, "random_seed": seed}
+    origin = {
+        "name": name,
+        "revision": None,
+        "weights_sha256": digest,
+        "random_seed": seed,
+        "config_sha256": config_sha256(settings),
+    }
     return HuggingFaceBackbone(model, family, family.default_mean_std, config, device, origin)
 
 

@@ -375,6 +375,23 @@ def test_compiling_needs_a_compiler(monkeypatch, saved):
         _require_compiler(torch.device("cuda"))
 
 
+def test_settings_that_are_in_no_weight_are_another_backbone(saved, tmp_path):
+    folder = saved("dinov2")[0]
+    plain = load_backbone(BackboneConfig(weights=folder), "cpu")
+    identities = []
+    for number, changes in enumerate(
+        ({"num_attention_heads": 1}, {"hidden_act": "relu"}, {"transformers_version": "1"})
+    ):
+        copy = tmp_path / str(number) / folder.name
+        shutil.copytree(folder, copy)
+        settings = json.loads((copy / "config.json").read_text())
+        assert all(settings.get(key) != value for key, value in changes.items())
+        (copy / "config.json").write_text(json.dumps({**settings, **changes}))
+        identities.append(load_backbone(BackboneConfig(weights=copy), "cpu").identity)
+    assert [identity == plain.identity for identity in identities] == [False, False, True]
+    assert {identity.weights_sha256 for identity in identities} == {plain.identity.weights_sha256}
+
+
 def test_random_weights_are_the_same_everywhere():
     config = BackboneConfig(name="dinov2-small", random_seed=7)
     state = torch.random.get_rng_state()
