@@ -14,6 +14,7 @@ slow each other down, so core-ms are also given for one core alone.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from typing import ClassVar
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parent))
 
+PARTS = ("wall", "cpu", "memory")
 WALL_FRAMES, WALL_BATCH, WALL_ROUNDS = 24, 4, 3
 CPU_IMAGES = 600
 """With 200, beginning and end are a tenth of the time, in which one core has nothing to do."""
@@ -272,4 +274,9 @@ if __name__ == "__main__":
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(json.dumps(alone() if arguments[0] == "alone" else child(int(arguments[0]), *arguments[1:])))
     else:
-        main(sys.argv[1:] or ["cpu", "memory", "wall"])
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+        wanted = parser.parse_args().parts or list(PARTS)
+        if not set(wanted) <= set(PARTS):
+            parser.error(f"parts are {', '.join(PARTS)}")
+        main(wanted)
