@@ -143,8 +143,8 @@ def check_scene(store: FeatureStore, scene: Scene) -> None:
         if (
             camera is None
             or (camera.height, camera.width) != tuple(stored["image_size"][at].tolist())
-            or not np.allclose(camera.world_to_camera, stored["world_to_camera"][at])
-            or not np.allclose(camera.intrinsics, stored["intrinsics"][at])
+            or not np.allclose(camera.world_to_camera, stored["world_to_camera"][at], rtol=1e-9)
+            or not np.allclose(camera.intrinsics, stored["intrinsics"][at], rtol=1e-9)
         ):
             what = "no such view" if camera is None else "its camera is another one"
             raise ConfigError(

@@ -165,7 +165,7 @@ def _check_out(out: Path, clouds: Sequence[Path]) -> None:
     """Labels have the names of their clouds: they would take their places."""
     if is_store(out):
         raise ConfigError("this is a store", where=out, hint="Name another folder for the labels.")
-    if any(cloud.parent.resolve() == out.resolve() for cloud in clouds):
+    if any(out.resolve() in (cloud.parent.resolve(), cloud.resolve().parent) for cloud in clouds):
         raise ConfigError("the clouds are in this folder", where=out, hint="Name another one for the labels.")
 
 

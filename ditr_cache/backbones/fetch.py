@@ -76,6 +76,7 @@ def config_sha256(settings: Mapping[str, Any]) -> str:
         settings: Its content.
     """
     kept = {key: value for key, value in settings.items() if key not in _NO_SETTINGS}
+    # not as the store's own documents, which refuse infinities: these are files of others
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

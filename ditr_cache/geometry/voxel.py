@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which points share a voxel, by keys that cannot collide.
 
-N points. The official grid sampling hashes voxels (FNV-1a, 64 bits); a key here is the
-voxel's place in the cloud's bounding box, so two voxels never share one.
+N points. The official grid sampling hashes voxels (FNV-1a, 64 bits); a key here is the voxel's place in the cloud's
+bounding box, so two voxels never share one.
 """
 
 from __future__ import annotations

@@ -170,7 +170,10 @@ def _receipt(storage: Storage, key: str, data: bytes) -> Receipt:
     try:
         receipt = parse(Receipt, data, where)
     except MetadataError as error:
-        hint = "Remove the file, and give the extract command again: it does this one block anew."
+        hint = (
+            "If no newer version of the program wrote it, it is damaged: remove the file and give the extract command "
+            "again, which does this one block anew."
+        )
         raise MetadataError(error.what, where=where, hint=hint) from error
     if key != receipt_key(receipt.block, receipt.generation):
         raise MetadataError(f"this receipt is for block {receipt.block}", where=where)

@@ -87,6 +87,10 @@ def test_labels_do_not_take_the_place_of_clouds(distilled, truth, rooms_store, t
     for where in (path, path.parent):
         with pytest.raises(ConfigError, match="the clouds are in this folder"):
             Predict(distilled, where, tmp_path / "in" / ".." / "in", options=OPTIONS, overwrite=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / path.name).symlink_to(path)
+    with pytest.raises(ConfigError, match="the clouds are in this folder"):
+        Predict(distilled, tmp_path / "links", path.parent, options=OPTIONS, overwrite=True)
     with pytest.raises(ConfigError, match="this is a store"):
         Predict(distilled, path, rooms_store, options=OPTIONS)
     assert path.read_bytes() == before
